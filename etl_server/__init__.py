@@ -1,0 +1,54 @@
+"""Write a transform as one Python class; serve it next to the data."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Settings
+    from .errors import ETLError
+    from .payload import deserialize_class, serialize_class
+    from .runtime.clients import ResponseRawReader
+    from .runtime.flow import AsyncReader
+    from .server import ETLServer
+    from .wire.pipeline import InvalidPipelineError, compose_etl_direct_put_url, parse_etl_pipeline
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncReader",
+    "ETLError",
+    "ETLServer",
+    "InvalidPipelineError",
+    "ResponseRawReader",
+    "Settings",
+    "__version__",
+    "compose_etl_direct_put_url",
+    "deserialize_class",
+    "parse_etl_pipeline",
+    "serialize_class",
+]
+
+_HOMES = {
+    "AsyncReader": "runtime.flow",
+    "ETLError": "errors",
+    "ETLServer": "server",
+    "InvalidPipelineError": "wire.pipeline",
+    "ResponseRawReader": "runtime.clients",
+    "Settings": "config",
+    "compose_etl_direct_put_url": "wire.pipeline",
+    "deserialize_class": "payload",
+    "parse_etl_pipeline": "wire.pipeline",
+    "serialize_class": "payload",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: importing the package alone costs next to nothing."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value

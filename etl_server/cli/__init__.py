@@ -1,0 +1,36 @@
+"""The `etl-server` command: one module a subcommand."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..errors import ClassLoadError, ConfigError
+from . import dev, serve
+
+USAGE_ERROR = 2
+
+app = typer.Typer(
+    name="etl-server",
+    help="Write a transform of objects as one Python class; serve it next to the data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("serve")(serve.serve)
+app.command("dev")(dev.dev)
+
+
+@app.callback()
+def _main() -> None:
+    """Write a transform of objects as one Python class; serve it next to the data."""
+
+
+def main() -> None:
+    """Run the command. Exits with 0 done, 1 some objects failed, 2 wrong usage."""
+    try:
+        app()
+    except (ClassLoadError, ConfigError) as error:
+        print(f"etl-server: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)

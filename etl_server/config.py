@@ -1,0 +1,200 @@
+"""Every environment variable, parsed and checked once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .errors import ConfigError
+from .wire.checksum import ChecksumType
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+REDACTED = "***"
+
+
+class Settings(BaseSettings):
+    """The settings of a server process. Field names are for Python, the aliases are the environment's variables.
+
+    Raises:
+        ConfigError: a value is bad; by `Settings.load()`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, case_sensitive=True, env_ignore_empty=True
+    )
+
+    host: str = Field("0.0.0.0", alias="ETL_HOST")  # noqa: S104 - a container's server is reached from outside
+    """Address to listen on."""
+    port: int = Field(8000, alias="ETL_PORT", ge=0, le=65535)
+    """Port to listen on; 0: any free one."""
+    workers: int = Field(
+        default_factory=lambda: available_cpus(), validation_alias=AliasChoices("ETL_WORKERS", "NUM_WORKERS"), ge=1
+    )
+    """Worker processes. Default: the CPUs that this process may use."""
+    log_level: LogLevel = Field("info", alias="ETL_LOG_LEVEL")
+
+    host_target: SecretStr = Field(SecretStr(""), alias="AIS_TARGET_URL")
+    """The target that this server belongs to. The last part of its path is a bearer secret."""
+    direct_put: bool = Field(False, alias="DIRECT_PUT")
+    """Whether the ETL was started with direct put. Told to the user's class; a pipeline header is followed regardless."""
+    direct_fqn: bool = Field(False, alias="ETL_DIRECT_FQN")
+    """Give `transform` the path of a local file instead of its content."""
+    direct_put_retries: int = Field(3, alias="AIS_DIRECT_PUT_RETRIES", ge=0)
+    """How many times a broken delivery is repeated."""
+    direct_put_chunk_size: int = Field(1024 * 1024, alias="AIS_DIRECT_PUT_CHUNK_SIZE", ge=1)
+    """Bytes of a streamed result that wait for a slow receiver before the transform is paused."""
+
+    authn_token: SecretStr = Field(SecretStr(""), alias="AIS_AUTHN_TOKEN")
+    """Bearer token for requests to targets."""
+    skip_verify: bool = Field(False, validation_alias=AliasChoices("AIS_SKIP_VERIFY_CRT", "AIS_SKIP_VERIFY"))
+    """Do not verify targets' certificates."""
+    client_ca: Path | None = Field(None, alias="AIS_CLIENT_CA")
+    """PEM file of the authorities to verify targets' certificates by."""
+    client_crt: Path | None = Field(None, alias="AIS_CRT")
+    """PEM file of the client certificate to show to targets."""
+    client_key: Path | None = Field(None, alias="AIS_CRT_KEY")
+    """PEM file of its key."""
+
+    max_connections: int = Field(256, alias="MAX_CONN", ge=1)
+    """Outbound connections at once."""
+    max_keepalive_connections: int = Field(128, alias="MAX_KEEPALIVE_CONN", ge=0)
+    """Idle outbound connections to keep."""
+    keepalive_expiry: float = Field(30.0, alias="KEEPALIVE_EXPIRY", ge=0)
+    """Seconds after which an idle outbound connection is closed."""
+    io_timeout: float = Field(300.0, alias="ETL_IO_TIMEOUT", gt=0)
+    """Seconds without a byte on an outbound connection after which it counts as lost."""
+
+    checksum: ChecksumType | None = Field(None, alias="ETL_CHECKSUM")
+    """Checksum to send along with a direct put whose size is known."""
+    ws_error: Literal["close", "text"] = Field("close", alias="ETL_WS_ERROR")
+    """How a WebSocket reports the failure of an object that no acknowledgement was due for."""
+    max_body: int | None = Field(None, alias="ETL_MAX_BODY", ge=0)
+    """Largest object in bytes that is taken; a larger one is answered with 413."""
+    fqn_roots: Annotated[tuple[Path, ...], NoDecode] = Field((), alias="ETL_FQN_ROOTS")
+    """Directories below which `etl_fqn` may read, separated by colons. Default: AIStore's on-disk layout."""
+    object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0)
+    """Seconds that a transform may take for one object. Default: as long as the client waits."""
+    drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0)
+    """Seconds that a stopping server waits for the objects in flight."""
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment; `overrides` (by field name, None is passed over) win over it.
+
+        Raises:
+            ConfigError: a value is bad. One line: variable, value, what was expected.
+        """
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+    @field_validator("log_level", "ws_error", "checksum", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.strip().lower()
+        return None if value == "none" else value
+
+    @field_validator("fqn_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part for part in value.split(os.pathsep) if part]
+        for root in value:
+            if not Path(root).is_absolute():
+                raise ValueError(f"absolute directories separated by '{os.pathsep}'")
+        return value
+
+    @field_validator("client_ca", "client_crt", "client_key")
+    @classmethod
+    def _readable_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError("a PEM file that can be read")
+        return value
+
+    @field_validator("host_target")
+    @classmethod
+    def _http_url(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value().rstrip("/")
+        if url:
+            try:
+                parts = urlsplit(url)
+                valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError("http(s)://target:port/v1/etl/_object/<etl-name>/<secret>")
+        return SecretStr(url)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The strings that must never be shown: the last part of the target's path, and the token."""
+        target_secret = urlsplit(self.host_target.get_secret_value()).path.rpartition("/")[2]
+        return tuple(secret for secret in (target_secret, self.authn_token.get_secret_value()) if secret)
+
+    def redact(self, text: str) -> str:
+        """`text` without any secret in it."""
+        for secret in self.secrets():
+            if secret in text:
+                text = text.replace(secret, REDACTED)
+        return text
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use: its affinity, bounded by the cgroup's quota (v2 or v1), at least 1."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpu_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cpus, int(quota)) if quota is not None else cpus)
+
+
+def _cgroup_cpu_quota(root: Path) -> float | None:
+    """CPUs that the cgroup mounted at `root` allows, or None where it sets no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    return int(quota) / int(period)
+
+
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    variable = str(first["loc"][0]) if first["loc"] else "settings"
+    expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix(
+        "Input should be "
+    )
+    shown = (
+        REDACTED if variable in ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "host_target", "authn_token") else first["input"]
+    )
+    return f"{_variable(variable)}={shown}: expected {expected}"
+
+
+def _variable(name: str) -> str:
+    """The environment's name of a setting, whichever of its names is given."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return name
+    if field.alias:
+        return field.alias
+    choices = field.validation_alias
+    return str(choices.choices[0]) if isinstance(choices, AliasChoices) else name

@@ -1,0 +1,173 @@
+"""Every error of the project, and the HTTP status that it maps to.
+
+ETLError                        500
+├── BadRequestError             400  the request is malformed
+├── FileForbiddenError          403  `etl_fqn` names something that may not be read
+├── ObjectMissingError          404  the file that `etl_fqn` names is not there
+├── MethodNotAllowedError       405
+├── BodyTooLargeError           413  the object is larger than `ETL_MAX_BODY`
+├── TransformError              500  the user's transform raised, or returned something that is no object
+├── UpstreamStatusError         that of the other side: the target or the next stage answered ≥ 400
+├── UpstreamUnreachableError    502  the target or the next stage cannot be talked to
+│   ├── UpstreamRefusedError    502  … it refused the connection: trying again is pointless
+│   └── DeliveryFailedError     502  … retries are exhausted
+├── DeliveryInterruptedError    503  a one-shot stream broke off: the target is to repeat the whole PUT
+├── TargetNotConfiguredError    503  `AIS_TARGET_URL` is needed and not set
+├── ClientDisconnectedError     no answer: nobody is there to read it
+├── ConfigError                 no answer: the server does not start
+├── ClassLoadError              no answer: the user's class cannot be found
+└── PayloadError                no answer: a serialized class cannot be loaded
+"""
+
+from __future__ import annotations
+
+import json
+
+INTERNAL = "Internal server error"
+RETRY_REASON_HEADER = "ais-etl-retry-reason"
+RETRY_REASON_DIRECT_PUT = "direct-put-transient"
+
+
+class ETLError(Exception):
+    """Base of every error here. `detail` is the text of the error body; it never holds a secret."""
+
+    status = 500
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def body(self) -> bytes:
+        """The JSON error body: `{"detail": …}`, as UTF-8."""
+        return error_body(self.detail)
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Extra response headers, as (name, value)."""
+        return ()
+
+    @property
+    def content_type(self) -> str:
+        """The MIME type of `body()`."""
+        return "application/json"
+
+
+class BadRequestError(ETLError):
+    """The request is malformed."""
+
+    status = 400
+
+
+class FileForbiddenError(ETLError):
+    """`etl_fqn` names something that this server may not read."""
+
+    status = 403
+
+
+class ObjectMissingError(ETLError):
+    """The file that `etl_fqn` names is not there."""
+
+    status = 404
+
+
+class MethodNotAllowedError(ETLError):
+    """The route knows no such method. `allow` lists those that it does know."""
+
+    status = 405
+
+    def __init__(self, detail: str, allow: str) -> None:
+        super().__init__(detail)
+        self.allow = allow
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return (("allow", self.allow),)
+
+
+class BodyTooLargeError(ETLError):
+    """The object is larger than `ETL_MAX_BODY`."""
+
+    status = 413
+
+    @classmethod
+    def beyond(cls, limit: int | None) -> BodyTooLargeError:
+        return cls(f"The object is larger than ETL_MAX_BODY={limit} bytes")
+
+
+class TransformError(ETLError):
+    """The user's transform raised, took too long, or returned something that is no object."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"Processing error: {message}")
+
+
+class UpstreamStatusError(ETLError):
+    """The target or the next stage answered with an error, which is passed on: its status, its body.
+
+    `retry_reason` is the `ais-etl-retry-reason` that came with it, or empty.
+    """
+
+    def __init__(self, status: int, content: bytes, content_type: str, retry_reason: str = "") -> None:
+        super().__init__(f"status {status}: {content[:200].decode('utf-8', 'replace')}")
+        self.status = status
+        self.content = content
+        self.retry_reason = retry_reason
+        self._content_type = content_type
+
+    def body(self) -> bytes:
+        return self.content
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return ((RETRY_REASON_HEADER, self.retry_reason),) if self.retry_reason else ()
+
+    @property
+    def content_type(self) -> str:
+        return self._content_type
+
+
+class UpstreamUnreachableError(ETLError):
+    """The connection to the target or the next stage was lost, reset, timed out, or its framing broke."""
+
+    status = 502
+
+
+class UpstreamRefusedError(UpstreamUnreachableError):
+    """The target or the next stage refused the connection."""
+
+
+class DeliveryFailedError(UpstreamUnreachableError):
+    """Direct put failed, and its retries are exhausted."""
+
+
+class DeliveryInterruptedError(ETLError):
+    """Direct put of a one-shot stream broke off: only the target has the object, so it is to repeat the whole PUT."""
+
+    status = 503
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return ((RETRY_REASON_HEADER, RETRY_REASON_DIRECT_PUT),)
+
+
+class TargetNotConfiguredError(ETLError):
+    """`AIS_TARGET_URL` is needed for this request and not set."""
+
+    status = 503
+
+
+class ClientDisconnectedError(ETLError):
+    """The client went away before its request was whole or answered."""
+
+
+class ConfigError(ETLError):
+    """A setting has a bad value. The text is one line: variable, value, what was expected."""
+
+
+class ClassLoadError(ETLError):
+    """The user's class cannot be found or loaded."""
+
+
+class PayloadError(ETLError):
+    """A serialized class cannot be loaded. The text says which step failed."""
+
+
+def error_body(detail: str) -> bytes:
+    """`{"detail": detail}` as UTF-8 JSON."""
+    return json.dumps({"detail": detail}).encode()

@@ -1,0 +1,137 @@
+"""The routes: which request goes where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from ..errors import ClientDisconnectedError, MethodNotAllowedError
+from ..server import ETLServer
+from .asgi import ASGIExchange
+from .exchange import Answer, Exchange
+from .flow import BatchStream
+from .websocket import ASGISocket, serve_websocket
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+HEALTH = "/health"
+DOWNLOAD = "/download"
+WEBSOCKET = "/ws"
+
+Handler = Callable[[Exchange], Awaitable[Answer]]
+
+
+class ETLApp(FastAPI):
+    """A FastAPI application whose object routes never pass FastAPI's routing.
+
+    Routes that are added to it before it starts are served too, under their exact paths.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        @asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            await worker.start()
+            try:
+                yield
+            finally:
+                await worker.stop()
+
+        super().__init__(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+        self.worker = worker
+        self.add_api_route(HEALTH, self._health, methods=["GET", "HEAD"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if scope["type"] == "websocket":
+                if path == WEBSOCKET:
+                    await self.worker.start()
+                    await serve_websocket(self.worker, ASGISocket(receive, send))
+                    return
+            else:
+                handler = self.route(scope["method"], path)
+                if handler is not None:
+                    await self.worker.start()
+                    await self._serve(handler, ASGIExchange(scope, receive, send))
+                    return
+        await super().__call__(scope, receive, send)
+
+    def route(self, method: str, path: str) -> Handler | None:
+        """What answers a request for an object; None: the request is not for an object."""
+        if path == DOWNLOAD:
+            return self.worker.download if method == "POST" else _only("POST")
+        if path in self._other_paths:
+            return None
+        if method == "PUT":
+            return self.worker.push
+        if method == "GET":
+            return self.worker.pull
+        return _only("GET, PUT")
+
+    @cached_property
+    def _other_paths(self) -> frozenset[str]:
+        return frozenset([WEBSOCKET, *(getattr(route, "path", "") for route in self.router.routes)])
+
+    async def _serve(self, handler: Handler, exchange: ASGIExchange) -> None:
+        """Answer one request; if the client goes away meanwhile, whatever is going on for it ends."""
+        ticket = self.worker.admission.enter()
+        pump = asyncio.create_task(exchange.pump())
+        work = asyncio.create_task(serve_object(self.worker, handler, exchange))
+        try:
+            await asyncio.wait((pump, work), return_when=asyncio.FIRST_COMPLETED)
+            if not exchange.answered:
+                work.cancel()
+            await asyncio.wait((work,))
+            if not work.cancelled():
+                work.result()
+        finally:
+            work.cancel()
+            pump.cancel()
+            self.worker.admission.leave(ticket)
+
+    async def _health(self) -> PlainTextResponse:
+        if self.worker.started and self.worker.admission.draining.is_set():
+            return PlainTextResponse("Draining", status_code=503)
+        return PlainTextResponse("Running")
+
+
+async def serve_object(worker: Worker, handler: Handler, exchange: Exchange) -> None:
+    """The way of one object: from its request to its answer.
+
+    Raises:
+        Exception: the answer broke off after its first byte; the transport is to cut the connection.
+    """
+    try:
+        answer = await handler(exchange)
+    except ClientDisconnectedError:
+        return
+    except Exception as error:
+        answer = worker.error_answer(error, f"{exchange.method} {exchange.path}")
+    try:
+        await exchange.send(answer)
+    except Exception as error:
+        worker.logger.warning("%s %s: cut, because the answer broke off: %s", exchange.method, exchange.path, error)
+        raise
+    finally:
+        if isinstance(answer.body, BatchStream):
+            await answer.body.aclose()
+
+
+def _only(allow: str) -> Handler:
+    async def refuse(exchange: Exchange) -> Answer:
+        raise MethodNotAllowedError(f"{exchange.method} is not allowed here, expected {allow}", allow)
+
+    return refuse
+
+
+def create_app(server: ETLServer) -> ETLApp:
+    """The application that serves one instance."""
+    return ETLApp(Worker(server))

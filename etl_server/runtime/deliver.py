@@ -1,0 +1,107 @@
+"""Direct put: send a transformed object to the next stage of its pipeline, and make an answer of what that says."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from ..config import Settings
+from ..errors import RETRY_REASON_HEADER, UpstreamUnreachableError
+from ..wire.checksum import CHECKSUM_TYPE_HEADER, CHECKSUM_VALUE_HEADER, checksum_of
+from ..wire.pipeline import compose_etl_direct_put_url, has_path
+from .clients import ERROR_BODY_LIMIT, upstream_error
+from .exchange import DIRECT_PUT_LENGTH_HEADER, PIPELINE_HEADER, Answer
+from .flow import Batch, BatchStream
+from .outbound import Outbound, Response
+
+
+class Deliverer:
+    """Puts objects to next stages."""
+
+    def __init__(self, settings: Settings, outbound: Outbound) -> None:
+        self._outbound = outbound
+        self._host_target = settings.host_target.get_secret_value()
+        self._token = settings.authn_token.get_secret_value()
+        self._checksum = settings.checksum
+
+    async def put(self, stage: str, rest: str, name: str, etl_args: str, content: bytes | BatchStream) -> Answer:
+        """PUT an object to `stage`, with the `rest` of the pipeline; once.
+
+        Raises:
+            UpstreamRefusedError: the stage refused the connection.
+            UpstreamUnreachableError: the connection was lost, stalled, or is not HTTP.
+            UpstreamStatusError: the stage answered with an error.
+        """
+        headers: list[tuple[str, str]] = []
+        if rest:
+            headers.append((PIPELINE_HEADER, rest))
+        if self._token and has_path(stage):
+            headers.append(("authorization", f"Bearer {self._token}"))
+        if self._checksum is not None and isinstance(content, bytes):
+            headers.append((CHECKSUM_TYPE_HEADER, self._checksum))
+            headers.append((CHECKSUM_VALUE_HEADER, checksum_of(self._checksum, content)))
+        url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
+        relayed = False
+        try:
+            response = await self._outbound.request("PUT", url, headers, content)
+            try:
+                answer = await self._answer(response, content)
+            except BaseException:
+                response.close()
+                raise
+            relayed = isinstance(answer.body, _Relay)
+            return answer
+        finally:
+            if not relayed and not isinstance(content, bytes):
+                await content.aclose()
+
+    async def _answer(self, response: Response, content: bytes | BatchStream) -> Answer:
+        if response.status == HTTPStatus.NO_CONTENT:
+            length = response.headers.get(DIRECT_PUT_LENGTH_HEADER)
+            response.close()
+            return _delivered(length)
+        if response.status >= 300:
+            raise upstream_error(
+                response.status,
+                await response.read_start(ERROR_BODY_LIMIT),
+                response.headers.get("content-type", ""),
+                response.headers.get(RETRY_REASON_HEADER, ""),
+            )
+        if response.length == 0:
+            sent = response.sent
+            if sent is None:
+                raise UpstreamUnreachableError("the next stage acknowledged an object before it was sent to its end")
+            response.close()
+            return _delivered(str(sent))
+        first = await response.receive()
+        content_type = response.headers.get("content-type", "")
+        if not first:
+            response.close()
+            return Answer(HTTPStatus.OK, b"", content_type)
+        return Answer(HTTPStatus.OK, _Relay(response, first, content), content_type, length=response.length)
+
+
+def _delivered(length: str | None) -> Answer:
+    headers = () if length is None else ((DIRECT_PUT_LENGTH_HEADER, length),)
+    return Answer(HTTPStatus.NO_CONTENT, headers=headers)
+
+
+class _Relay(BatchStream):
+    """What the next stage answers, passed on as it comes; it may still be taking the object meanwhile."""
+
+    def __init__(self, response: Response, first: Batch, content: bytes | BatchStream) -> None:
+        self._response = response
+        self._first: Batch | None = first
+        self._content = content
+
+    async def __anext__(self) -> Batch:
+        batch, self._first = self._first, None
+        if batch is None:
+            batch = await self._response.receive()
+        if not batch:
+            raise StopAsyncIteration
+        return batch
+
+    async def aclose(self) -> None:
+        self._response.close()
+        if not isinstance(self._content, bytes):
+            await self._content.aclose()

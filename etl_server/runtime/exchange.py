@@ -1,0 +1,54 @@
+"""What the data path needs of a transport: a request's head, its body as it comes, and a way to answer.
+
+Source, execute and deliver know nothing else of HTTP servers. Whatever can fill in an `Exchange` can serve objects.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from .flow import BatchStream, Inflow
+
+DIRECT_PUT_LENGTH_HEADER = "ais-direct-put-length"
+PIPELINE_HEADER = "ais-node-url"
+
+
+class Answer(NamedTuple):
+    """What goes back: a status and a body, whole or as it comes."""
+
+    status: int
+    body: bytes | BatchStream = b""
+    content_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None
+    """Size in bytes of a body that comes, where it is known."""
+
+    @property
+    def chunked(self) -> bool:
+        """Whether it goes out without a `Content-Length`.
+
+        An empty object does: `Content-Length: 0` would look like a target's acknowledgement to a stage before this one.
+        """
+        if isinstance(self.body, bytes):
+            return self.status == 200 and not self.body
+        return not self.length
+
+
+class Exchange(Protocol):
+    """A request and its answer."""
+
+    method: str
+    path: str
+    """Escaped, as it came."""
+    query: str
+    """Escaped, as it came."""
+    pipeline: str
+    """The `ais-node-url` header, or empty."""
+    content_length: int | None
+    body: Inflow
+
+    async def send(self, answer: Answer) -> None:
+        """Send the answer; of a body that comes, the first batch must be at hand.
+
+        If a body breaks off, or does not have its length, the connection is cut.
+        """

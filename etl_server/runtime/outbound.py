@@ -1,0 +1,429 @@
+"""A pooled HTTP/1.1 client on the event loop: what the server talks to targets and to other ETL servers with.
+
+It does what the data path needs and nothing else: GET, PUT of a known or unknown length, an answer that can be
+streamed while the request still is, and errors that tell a refused connection from a lost one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from ..config import Settings
+from ..errors import UpstreamRefusedError, UpstreamUnreachableError
+from .clients import CONNECT_TIMEOUT, ssl_context
+from .flow import Batch, Inflow
+
+Headers = Sequence[tuple[str, str]]
+
+FRESH = 1.0
+"""Seconds for which an idle connection is trusted with a body that cannot be sent again."""
+SMALL = 64 * 1024
+"""Bytes up to which a body is copied behind its head, to leave in one piece."""
+
+
+class Origin(NamedTuple):
+    """Where a connection leads."""
+
+    scheme: str
+    netloc: str
+    host: str
+    port: int
+
+
+class Outbound:
+    """The client. It belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._places = asyncio.Semaphore(settings.max_connections)
+        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._idle_count = 0
+        self._open: set[_Connection] = set()
+        self._tls: ssl.SSLContext | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def request(
+        self, method: str, url: str, headers: Headers = (), body: bytes | AsyncIterator[Batch] = b""
+    ) -> Response:
+        """Send a request and wait for the head of its answer.
+
+        `url` goes out as it is: its path must be escaped already. A `body` of bytes goes with `Content-Length`, an
+        iterator chunked; what the iterator raises cuts the connection, and is raised here or by the response.
+
+        Raises:
+            UpstreamRefusedError: the connection was refused.
+            UpstreamUnreachableError: there is no connection, it was lost, or stalled for `ETL_IO_TIMEOUT`.
+        """
+        origin, target = _parse(url)
+        replayable = isinstance(body, bytes)
+        await self._places.acquire()
+        try:
+            connection = self._take_idle(origin, fresh=not replayable)
+            if connection is not None:
+                try:
+                    return await connection.exchange(method, target, headers, body)
+                except UpstreamUnreachableError:
+                    # The other side closed a kept-alive connection just when it was used again.
+                    if not replayable or connection.answered or connection.timed_out:
+                        raise
+            connection = await self._connect(origin)
+            return await connection.exchange(method, target, headers, body)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def close(self) -> None:
+        """Cut all connections."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in tuple(self._open):
+            connection.abort()
+
+    async def _connect(self, origin: Origin) -> _Connection:
+        if origin.scheme == "https" and self._tls is None:
+            self._tls = ssl_context(self._settings)
+        where = f"{origin.host}:{origin.port}"
+        try:
+            _, connection = await asyncio.wait_for(
+                self._loop.create_connection(
+                    lambda: _Connection(self, origin, self._settings.io_timeout),
+                    origin.host,
+                    origin.port,
+                    ssl=self._tls if origin.scheme == "https" else None,
+                ),
+                CONNECT_TIMEOUT,
+            )
+        except asyncio.TimeoutError:
+            raise UpstreamUnreachableError(f"{where} did not connect within {CONNECT_TIMEOUT:g} s") from None
+        except OSError as error:
+            if _refused(error):
+                raise UpstreamRefusedError(f"{where} refused the connection") from None
+            raise UpstreamUnreachableError(f"{where} cannot be reached: {error}") from None
+        self._open.add(connection)
+        return connection
+
+    def _take_idle(self, origin: Origin, *, fresh: bool) -> _Connection | None:
+        """The connection that was used last, unless that is too long ago."""
+        idle = self._idle.get(origin)
+        if not idle:
+            return None
+        expiry = min(FRESH, self._settings.keepalive_expiry) if fresh else self._settings.keepalive_expiry
+        if self._loop.time() - idle[-1].idle_since > expiry:
+            return None
+        self._idle_count -= 1
+        return idle.pop()
+
+    def give_back(self, connection: _Connection, keep: bool) -> None:
+        """An exchange is over: keep its connection for the next one, or cut it."""
+        self._places.release()
+        if not keep or self._closed or self._idle_count >= self._settings.max_keepalive_connections:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, deque()).append(connection)
+        self._idle_count += 1
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._settings.keepalive_expiry + 1, self._close_expired)
+
+    def forget(self, connection: _Connection) -> None:
+        """A connection is closed."""
+        self._open.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+            self._idle_count -= 1
+
+    def _close_expired(self) -> None:
+        self._sweep = None
+        oldest = self._loop.time() - self._settings.keepalive_expiry
+        for origin, idle in tuple(self._idle.items()):
+            while idle and idle[0].idle_since <= oldest:
+                idle[0].abort()
+            if not idle:
+                del self._idle[origin]
+        if self._idle:
+            self._sweep = self._loop.call_later(self._settings.keepalive_expiry + 1, self._close_expired)
+
+
+class Response:
+    """An answer whose head has come. Take its body by `read` or `receive`, or leave it, by `close`."""
+
+    __slots__ = ("_connection", "chunked", "headers", "status")
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        """By lower-case name."""
+        self.chunked = False
+
+    @property
+    def length(self) -> int | None:
+        """The body's size in bytes, where the head says it."""
+        length = self.headers.get("content-length")
+        return None if length is None or self.chunked else int(length)
+
+    @property
+    def sent(self) -> int | None:
+        """Bytes of the request's body, once it has been sent to its end."""
+        return self._connection.sent
+
+    async def receive(self) -> Batch:
+        """The next pieces of the body; empty at its end.
+
+        Raises:
+            UpstreamUnreachableError: the rest of it will not come.
+        """
+        return await self._connection.body.receive()
+
+    async def read(self, limit: int | None = None) -> bytes:
+        """The rest of the body.
+
+        Raises:
+            UpstreamUnreachableError: it will not come.
+            BodyTooLargeError: it is larger than `limit` bytes.
+        """
+        return await self._connection.body.read(limit)
+
+    async def read_start(self, size: int) -> bytes:
+        """The body, or about its first `size` bytes: enough to tell what an error is about."""
+        start = b""
+        while len(start) < size and (batch := await self.receive()):
+            start += b"".join(batch)
+        return start
+
+    def close(self) -> None:
+        """Give the connection back: it is kept if the exchange is over, and cut if it is not."""
+        self._connection.release(self)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, outbound: Outbound, origin: Origin, timeout: float) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self.closed = False
+        self.answered = False
+        """Whether a byte of the current answer has come."""
+        self.timed_out = False
+        self.sent: int | None = None
+        self._outbound = outbound
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._response: Response | None = None
+        self._head: asyncio.Future[Response] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._active_at = 0.0
+        self._unsent = 0
+        self._interim = False
+        self._keep = False
+        self._writable: asyncio.Future[None] | None = None
+
+    async def exchange(
+        self, method: str, target: str, headers: Headers, body: bytes | AsyncIterator[Batch]
+    ) -> Response:
+        """Send a request; the response once its head is here. What fails before that closes the connection."""
+        self._response = response = Response(self)
+        self._head = head = self._loop.create_future()
+        self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)
+        self.answered = self._keep = False
+        self.sent = None
+        self._active_at = self._loop.time()
+        self._timer = self._loop.call_later(self._timeout, self._check_progress)
+        lines = [f"{method} {target} HTTP/1.1\r\nhost: {self.origin.netloc}\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in headers]
+        if not isinstance(body, bytes):
+            lines.append("transfer-encoding: chunked\r\n\r\n")
+            self._transport.write("".join(lines).encode("latin-1"))
+            self._sender = self._loop.create_task(self._send_body(body))
+        else:
+            if body or method == "PUT":
+                lines.append(f"content-length: {len(body)}\r\n")
+            lines.append("\r\n")
+            start = "".join(lines).encode("latin-1")
+            if len(body) <= SMALL:
+                self._transport.write(start + body)
+            else:
+                self._transport.writelines([start, body])
+            self.sent = len(body)
+        try:
+            await head
+        except BaseException:
+            self._end_exchange()
+            self.abort()
+            raise
+        return response
+
+    def release(self, response: Response) -> None:
+        """The end of an exchange whose head has come."""
+        if self._response is response:
+            over = self._keep and self.body.ended and self.sent is not None
+            self._end_exchange()
+            self._outbound.give_back(self, over and not self.closed)
+
+    def abort(self) -> None:
+        """Cut the connection, whatever is going on."""
+        if not self.closed:
+            self.closed = True
+            self._transport.abort()
+        self._outbound.forget(self)
+
+    def _end_exchange(self) -> None:
+        self._response = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._sender is not None:
+            self._sender.cancel()
+            self._sender = None
+
+    async def _send_body(self, body: AsyncIterator[Batch]) -> None:
+        size = 0
+        try:
+            async for batch in body:
+                count = sum(map(len, batch))
+                if count:
+                    if self.closed:
+                        return
+                    self._transport.writelines([b"%x\r\n" % count, *batch, b"\r\n"])
+                    size += count
+                    self._active_at = self._loop.time()
+                if self._writable is not None:
+                    await self._writable
+            if not self.closed:
+                self._transport.write(b"0\r\n\r\n")
+                self.sent = size
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    def _check_progress(self) -> None:
+        """Ends the exchange when neither side has moved a byte for the time that is allowed."""
+        now = self._loop.time()
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent or not self._transport.is_reading():
+            self._active_at = now
+        self._unsent = unsent
+        left = self._active_at + self._timeout - now
+        if left > 0:
+            self._timer = self._loop.call_later(max(left, 0.01), self._check_progress)
+            return
+        self.timed_out = True
+        self._fail(
+            UpstreamUnreachableError(f"{self.origin.netloc} did not respond within ETL_IO_TIMEOUT={self._timeout:g} s")
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        """The exchange cannot be finished: whoever waits for it learns why, and the connection is cut."""
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
+        elif self._response is not None:
+            self.body.fail(error)
+        self.abort()
+
+    def _lost(self, why: str) -> UpstreamUnreachableError:
+        return UpstreamUnreachableError(f"{self.origin.netloc}: {why}")
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._response is None:
+            self.abort()
+            return
+        self.answered = True
+        self._active_at = self._loop.time()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._fail(self._lost("its answer is not valid HTTP"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self._response is not None:
+            self._fail(self._lost("the connection was lost" + (f": {error}" if error is not None else "")))
+        self._outbound.forget(self)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        if self._writable is None:
+            self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            self._active_at = self._loop.time()
+            writable.set_result(None)
+
+    # httptools' callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._response is not None:
+            self._response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        response = self._response
+        if response is None or self._head is None or self._head.done():
+            return
+        status = self._parser.get_status_code()
+        self._interim = status < 200
+        if self._interim:
+            response.headers.clear()
+            return
+        response.status = status
+        response.chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
+        if not response.chunked and response.length is None and status not in (204, 304):
+            # Without a length, a lost connection cannot be told from the end of the body.
+            self._fail(self._lost("its answer has neither a length nor chunks"))
+            return
+        self._head.set_result(response)
+
+    def on_body(self, data: bytes) -> None:
+        if self._response is not None:
+            self.body.feed(data)
+
+    def on_message_complete(self) -> None:
+        if self._interim or self._response is None:
+            return
+        self._keep = self._parser.should_keep_alive()
+        self.body.finish()
+
+
+@lru_cache(maxsize=256)
+def _origin(scheme: str, netloc: str) -> Origin:
+    parts = urlsplit(f"{scheme}://{netloc}")
+    port = parts.port or (443 if scheme == "https" else 80)
+    return Origin(scheme, netloc.rpartition("@")[2], parts.hostname or "", port)
+
+
+def _parse(url: str) -> tuple[Origin, str]:
+    scheme, _, rest = url.partition("://")
+    netloc, slash, target = rest.partition("/")
+    if not slash and "?" in netloc:
+        netloc, _, query = netloc.partition("?")
+        target = f"?{query}"
+    return _origin(scheme, netloc), f"/{target}"
+
+
+def _refused(error: OSError) -> bool:
+    """Whether a connection was refused; asyncio merges the errors of several addresses into one without a number."""
+    return isinstance(error, ConnectionRefusedError) or (
+        error.errno is None and f"Errno {errno.ECONNREFUSED}" in str(error)
+    )

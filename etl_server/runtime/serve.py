@@ -1,0 +1,243 @@
+"""Serve with uvicorn: in this process, or in several that share a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+
+from ..config import Settings
+from ..errors import ConfigError, ETLError
+from ..server import ETLServer
+from .app import ETLApp, create_app
+from .logs import configure_logging
+
+MakeServer = Callable[[], ETLServer]
+"""Makes the instance that a process serves. For several processes it must be picklable."""
+
+STARTUP_FAILURE = 3
+KEEP_ALIVE = 120
+"""Seconds that an idle connection is kept: longer than a target keeps its own, so that it is the one to close it."""
+LARGEST_MESSAGE = 16 * 1024**3
+"""Bytes of a WebSocket message, as a target's limit."""
+BACKLOG = 4096
+RESPAWN_DELAY = 1.0
+"""Seconds to wait before a worker that died is started again."""
+
+logger = logging.getLogger("etl_server.serve")
+
+
+def serve_instance(server: ETLServer, host: str | None = None, port: int | None = None) -> None:
+    """Serve an instance in this process. With `ETL_WORKERS` above 1, further processes make their own of its class."""
+    settings = server.settings.model_copy(
+        update={name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    )
+    if settings.workers == 1:
+        code = run(lambda: server, settings)
+    else:
+        from ..payload import serialize_class
+
+        code = run(functools.partial(_from_payload, serialize_class(type(server))), settings)
+    if code:
+        sys.exit(code)
+
+
+def _from_payload(text: str) -> ETLServer:
+    from ..payload import deserialize_class
+
+    return deserialize_class(text)()
+
+
+def run(make: MakeServer, settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    configure_logging(settings)
+    _raise_file_limit()
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    logger.info("listening on http://%s:%d with %s", f"[{host}]" if ":" in host else host, port, workers)
+    if settings.workers == 1:
+        return _serve(make, settings, listener)
+    return _Supervisor(make, settings, listener).run()
+
+
+def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int:
+    """Serve in this process; returns the exit code."""
+    try:
+        app = create_app(make())
+    except ETLError as error:
+        logger.error("%s", error)
+        return STARTUP_FAILURE
+    except Exception as error:
+        logger.error("the transform's class cannot be instantiated: %s", error, exc_info=True)
+        return STARTUP_FAILURE
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=LARGEST_MESSAGE,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=BACKLOG,
+    )
+    server = _Server(config, app, settings.drain_timeout)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that setup() failed
+        return int(error.code or 0)
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that finishes what is in flight before it stops listening, and then exits with 0."""
+
+    def __init__(self, config: uvicorn.Config, app: ETLApp, drain_timeout: float) -> None:
+        super().__init__(config)
+        self._worker = app.worker
+        self._drain_timeout = drain_timeout
+        self._drain_until: float | None = None
+        self._interrupts = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._interrupts += sig == signal.SIGINT
+        if self._interrupts > 1:
+            self.should_exit = self.force_exit = True
+        if self._drain_until is None:
+            self._drain_until = time.monotonic() + self._drain_timeout
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain_until is not None and not self.should_exit:
+            left = self._drain_until - time.monotonic()
+            admission = self._worker.admission
+            if not admission.draining.is_set():
+                logger.info("stopping: %d in flight", admission.in_flight)
+            admission.drain()
+            if admission.drained or left <= 0:
+                self.config.timeout_graceful_shutdown = max(1, round(left))
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class _Supervisor:
+    """Several worker processes on one socket. One that dies is started again; a failing start ends them all."""
+
+    def __init__(self, make: MakeServer, settings: Settings, listener: socket.socket) -> None:
+        self._make = make
+        self._settings = settings
+        self._listener = listener
+        self._context = multiprocessing.get_context("spawn")
+        self._stopping = threading.Event()
+        self._workers: list[multiprocessing.process.BaseProcess] = []
+
+    def run(self) -> int:
+        with _signals(self._stop):
+            self._workers = [self._spawn() for _ in range(self._settings.workers)]
+            code = 0
+            while not code and not self._stopping.is_set():
+                multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=0.5)
+                code = self._replace_dead()
+            self._terminate()
+            return code
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        self._stopping.set()
+
+    def _spawn(self) -> multiprocessing.process.BaseProcess:
+        worker = self._context.Process(
+            target=_work, args=(self._make, self._settings, self._listener, os.getpid()), name="etl-server-worker"
+        )
+        worker.start()
+        return worker
+
+    def _replace_dead(self) -> int:
+        for index, worker in enumerate(self._workers):
+            if worker.exitcode is None or self._stopping.is_set():
+                continue
+            if worker.exitcode == STARTUP_FAILURE:
+                logger.error("a worker failed to start")
+                return STARTUP_FAILURE
+            logger.error("worker %s died with exit code %s; starting another", worker.pid, worker.exitcode)
+            if self._stopping.wait(RESPAWN_DELAY):
+                return 0
+            self._workers[index] = self._spawn()
+        return 0
+
+    def _terminate(self) -> None:
+        for worker in self._workers:
+            if worker.exitcode is None:
+                worker.terminate()
+        deadline = time.monotonic() + self._settings.drain_timeout + 5
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker.exitcode is None:
+                logger.error("worker %s did not stop in time", worker.pid)
+                worker.kill()
+                worker.join()
+
+
+def _work(make: MakeServer, settings: Settings, listener: socket.socket, parent: int) -> None:
+    configure_logging(settings)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    sys.exit(_serve(make, settings, listener))
+
+
+def _die_with(parent: int) -> None:
+    """Stop a worker whose supervisor was killed: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {sig: signal.signal(sig, handler) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for sig, old in previous.items():
+            signal.signal(sig, old)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"ETL_HOST={settings.host}, ETL_PORT={settings.port}: expected an address that is free: {error.strerror}"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Connections are files: take as many as the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

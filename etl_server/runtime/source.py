@@ -1,0 +1,290 @@
+"""Where an object comes from: a request's body, the target, a URL, or a local file.
+
+A source is read in one of three ways: whole (`read`), in a worker thread (`opener`), or on the event loop
+(`async_reader`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import BinaryIO, Protocol
+
+import requests
+
+from ..errors import BodyTooLargeError, UpstreamUnreachableError
+from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
+from .files import LocalFiles
+from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
+from .outbound import Headers, Outbound, Response
+from .threads import WorkerThreads
+
+PIECE = 256 * 1024
+"""Bytes that an async reader takes from a blocking source at a time."""
+
+
+class Source(Protocol):
+    """An object that can be read once, or, where it is `repeatable`, again."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be read again from its beginning."""
+
+    @property
+    def whole(self) -> bytes | None:
+        """The object, where it is in memory already."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What went wrong while it was read, even if the reader made nothing of it."""
+
+    async def read(self) -> bytes:
+        """The whole object."""
+
+    def opener(self) -> Callable[[], BinaryIO]:
+        """What a worker thread calls to get a reader, which it closes."""
+
+    async def async_reader(self) -> AsyncReader:
+        """A reader for the event loop."""
+
+    def close(self) -> None:
+        """Nobody reads any more. May be called more than once, and while a worker thread still reads."""
+
+
+class BodySource:
+    """The body of the request itself."""
+
+    def __init__(self, body: Inflow, limit: int | None) -> None:
+        self._body = body
+        self._limit = limit
+        self._whole: bytes | None = None
+        self._reader: ThreadReader | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        return self._whole is not None
+
+    @property
+    def whole(self) -> bytes | None:
+        return self._whole
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._body.failure or (self._reader.failure if self._reader else None)
+
+    async def read(self) -> bytes:
+        if self._whole is None:
+            self._whole = await self._body.read(self._limit)
+        return self._whole
+
+    async def read_if_here(self, limit: int) -> None:
+        """Take the body if it has come in whole and has at most `limit` bytes: then it can be read again."""
+        if self._whole is None and self._body.ended and self._body.size <= limit:
+            await self.read()
+
+    def opener(self) -> Callable[[], BinaryIO]:
+        if self._whole is not None:
+            whole = self._whole
+            return lambda: io.BytesIO(whole)
+        self._reader = reader = self._body.thread_reader(self._limit)
+        return lambda: buffered(reader)
+
+    async def async_reader(self) -> AsyncReader:
+        if self._whole is not None:
+            return AsyncReader(_once(self._whole))
+        return AsyncReader(_limited(self._body.receive, self._limit))
+
+    def close(self) -> None:
+        if self._reader is not None and not self._body.ended:
+            self._reader.fail(UpstreamUnreachableError("The object is no longer read"))
+
+
+class BytesSource:
+    """An object in memory."""
+
+    repeatable = True
+    failure = None
+
+    def __init__(self, data: bytes) -> None:
+        self.whole = data
+
+    async def read(self) -> bytes:
+        return self.whole
+
+    def opener(self) -> Callable[[], BinaryIO]:
+        return lambda: io.BytesIO(self.whole)
+
+    async def async_reader(self) -> AsyncReader:
+        return AsyncReader(_once(self.whole))
+
+    def close(self) -> None:
+        pass
+
+
+class BlockingSource(ABC):
+    """An object that only a worker thread can read."""
+
+    repeatable = True
+    whole = None
+
+    def __init__(self, threads: WorkerThreads, limit: int | None) -> None:
+        self._threads = threads
+        self._limit = limit
+        self._opened: BinaryIO | None = None
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """A reader of the object from its beginning."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        return None
+
+    async def read(self) -> bytes:
+        return await self._threads.run(self._read)
+
+    def opener(self) -> Callable[[], BinaryIO]:
+        return self.open
+
+    async def async_reader(self) -> AsyncReader:
+        self._opened = opened = await self._threads.run(self.open)
+
+        async def receive() -> Batch:
+            piece = await self._threads.run(opened.read, PIECE)
+            return [piece] if piece else []
+
+        return AsyncReader(receive)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    def _read(self) -> bytes:
+        with self.open() as reader:
+            return reader.read()
+
+
+class FileSource(BlockingSource):
+    """A local file that the target named."""
+
+    def __init__(self, fqn: str, files: LocalFiles, threads: WorkerThreads, limit: int | None) -> None:
+        super().__init__(threads, limit)
+        self._fqn = fqn
+        self._files = files
+
+    async def path(self) -> str:
+        """The resolved path of the file, which is there and may be read."""
+        return await self._threads.run(self._files.check, self._fqn)
+
+    def open(self) -> BinaryIO:
+        file = self._files.open(self._fqn)
+        if self._limit is not None and os.fstat(file.fileno()).st_size > self._limit:
+            file.close()
+            raise BodyTooLargeError.beyond(self._limit)
+        return file
+
+
+class UrlSource(BlockingSource):
+    """What any URL answers to a GET; redirects are followed."""
+
+    redirects = True
+
+    def __init__(
+        self,
+        url: str,
+        session: Callable[[], requests.Session],
+        threads: WorkerThreads,
+        timeout: float,
+        limit: int | None,
+    ) -> None:
+        super().__init__(threads, limit)
+        self._url = url
+        self._session = session
+        self._timeout = timeout
+        self._reader: ResponseRawReader | None = None
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._reader.failure if self._reader is not None else None
+
+    def open(self) -> BinaryIO:
+        self._reader = reader = open_stream(
+            self._session(), self._url, self._timeout, redirects=self.redirects, limit=self._limit
+        )
+        return buffered(reader)
+
+
+class TargetSource(UrlSource):
+    """An object that the target answers to a GET. Only a synchronous stream needs a thread for it."""
+
+    redirects = False
+
+    def __init__(
+        self,
+        url: str,
+        headers: Headers,
+        outbound: Outbound,
+        session: Callable[[], requests.Session],
+        threads: WorkerThreads,
+        timeout: float,
+        limit: int | None,
+    ) -> None:
+        super().__init__(url, session, threads, timeout, limit)
+        self._headers = headers
+        self._outbound = outbound
+        self._response: Response | None = None
+
+    async def read(self) -> bytes:
+        response = await self._get()
+        try:
+            return await response.read(self._limit)
+        finally:
+            response.close()
+
+    async def async_reader(self) -> AsyncReader:
+        self._response = await self._get()
+        return AsyncReader(_limited(self._response.receive, self._limit))
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+
+    async def _get(self) -> Response:
+        response = await self._outbound.request("GET", self._url, self._headers)
+        if response.status == HTTPStatus.OK:
+            return response
+        try:
+            content = await response.read_start(ERROR_BODY_LIMIT)
+        finally:
+            response.close()
+        raise upstream_error(response.status, content, response.headers.get("content-type", ""))
+
+
+def _once(data: bytes) -> Callable[[], Awaitable[Batch]]:
+    pieces = [data] if data else []
+
+    async def receive() -> Batch:
+        batch = pieces[:]
+        pieces.clear()
+        return batch
+
+    return receive
+
+
+def _limited(receive: Callable[[], Awaitable[Batch]], limit: int | None) -> Callable[[], Awaitable[Batch]]:
+    if limit is None:
+        return receive
+    taken = 0
+
+    async def receive_limited() -> Batch:
+        nonlocal taken
+        batch = await receive()
+        taken += sum(map(len, batch))
+        if taken > limit:
+            raise BodyTooLargeError.beyond(limit)
+        return batch
+
+    return receive_limited

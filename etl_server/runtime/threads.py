@@ -1,0 +1,163 @@
+"""Worker threads for synchronous transforms: as many as the event loop bears, never more."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..config import available_cpus
+
+T = TypeVar("T")
+
+TICK = 0.005
+"""Seconds between two looks at how late the event loop is."""
+LATE = 0.005
+"""Lateness of the event loop, in seconds, from which threads are too many."""
+MOST = 256
+"""Threads at once, at the most."""
+
+
+class WorkerThreads:
+    """Runs functions in daemon threads; belongs to one event loop.
+
+    How many run at once adapts itself: while work waits and the loop is on time, the limit doubles, so that
+    transforms which wait for something overlap; when the loop is late, which happens when they compete for the
+    interpreter, it is halved. A call whose caller has gone away no longer counts: it may hang for ever.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._least = available_cpus()
+        self._limit = max(4, self._least)
+        self._running = 0
+        self._threads = 0
+        self._busy = 0
+        self._ticking = False
+
+    async def run(self, function: Callable[..., T], *args: Any, on_exit: Callable[[], None] | None = None) -> T:
+        """Call `function(*args)` in a thread and return or raise what it does.
+
+        `on_exit` is called on the loop once the function has really ended, even if nobody waits for it any more, or
+        when it is clear that it will never start.
+        """
+        while self._running >= self._limit:
+            place = self._loop.create_future()
+            self._waiting.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self._admit()
+                if on_exit is not None:
+                    on_exit()
+                raise
+        job = _Job(function, args, self._loop.create_future(), on_exit)
+        self._start(job)
+        try:
+            return await job.done  # type: ignore[no-any-return]
+        finally:
+            if not job.ended:
+                job.abandoned = True
+                self._leave()
+
+    def stop(self) -> None:
+        """Let idle threads end. Those that still work are left alone."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _start(self, job: _Job) -> None:
+        self._running += 1
+        self._busy += 1
+        if self._busy > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"transform-{self._threads}", daemon=True).start()
+        self._jobs.put(job)
+        if not self._ticking:
+            self._ticking = True
+            self._schedule_tick()
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            try:
+                job.result = job.function(*job.args)
+            except BaseException as error:
+                job.error = error
+            try:
+                self._loop.call_soon_threadsafe(self._end, job)
+            except RuntimeError:  # the loop is closed
+                return
+            del job
+
+    def _end(self, job: _Job) -> None:
+        self._busy -= 1
+        job.ended = True
+        if job.on_exit is not None:
+            job.on_exit()
+        if job.abandoned:
+            return
+        self._leave()
+        if job.done.done():
+            return
+        if job.error is None:
+            job.done.set_result(job.result)
+        elif isinstance(job.error, Exception) and not isinstance(job.error, StopIteration):
+            job.done.set_exception(job.error)
+        else:  # what must not travel through a future: it would end the loop, or be taken for something else
+            job.done.set_exception(RuntimeError(f"{type(job.error).__name__}: {job.error}"))
+
+    def _leave(self) -> None:
+        self._running -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        places = self._limit - self._running
+        while self._waiting and places > 0:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                places -= 1
+
+    def _schedule_tick(self) -> None:
+        due = self._loop.time() + TICK
+        self._loop.call_at(due, self._tick, due)
+
+    def _tick(self, due: float) -> None:
+        late = self._loop.time() - due
+        if late > LATE:
+            self._limit = max(self._least, self._limit // 2)
+        elif self._waiting:
+            self._limit = min(MOST, self._limit * 2)
+            self._admit()
+        if self._running or self._waiting:
+            self._schedule_tick()
+        else:
+            self._ticking = False
+
+
+class _Job:
+    __slots__ = ("abandoned", "args", "done", "ended", "error", "function", "on_exit", "result")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        done: asyncio.Future[Any],
+        on_exit: Callable[[], None] | None,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.done = done
+        self.on_exit = on_exit
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.abandoned = False

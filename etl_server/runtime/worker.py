@@ -1,0 +1,263 @@
+"""What one process has: the user's instance, and the stages that an object passes on its way through it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import NamedTuple
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from ..config import REDACTED
+from ..errors import (
+    INTERNAL,
+    BadRequestError,
+    DeliveryFailedError,
+    DeliveryInterruptedError,
+    ETLError,
+    TargetNotConfiguredError,
+    UpstreamRefusedError,
+    UpstreamUnreachableError,
+    error_body,
+)
+from ..server import ETLServer
+from ..wire.names import (
+    ETL_ARGS,
+    ETL_FQN,
+    LATEST_VERSION,
+    decode_fqn,
+    decode_path,
+    decode_query,
+    encode_uname,
+)
+from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, has_path, parse_etl_pipeline
+from .admission import Admission
+from .clients import plain_session
+from .deliver import Deliverer
+from .exchange import Answer, Exchange
+from .execute import Executor
+from .files import LocalFiles
+from .flow import BatchStream, Inflow
+from .outbound import Headers, Outbound
+from .source import BodySource, FileSource, Source, TargetSource, UrlSource
+from .threads import WorkerThreads
+
+LONGEST_BACKOFF = 30
+"""Seconds between two tries to deliver, at the most."""
+
+
+class ObjectRequest(NamedTuple):
+    """One object to transform, and where it is to go."""
+
+    name: str
+    etl_args: str = ""
+    stage: str = ""
+    """URL of the next stage; empty: the result is the answer."""
+    rest: str = ""
+    """The pipeline behind that stage."""
+
+    @classmethod
+    def make(cls, name: str, etl_args: str, pipeline: str) -> ObjectRequest:
+        """Raises `BadRequestError` where the pipeline is malformed."""
+        if not pipeline:
+            return cls(name, etl_args)
+        try:
+            check_etl_pipeline(pipeline)
+            return cls(name, etl_args, *parse_etl_pipeline(pipeline))
+        except InvalidPipelineError as error:
+            raise BadRequestError(f"Invalid pipeline header: {error}") from None
+
+
+class Worker:
+    """One process's server: made anywhere, started and used on one event loop."""
+
+    def __init__(self, server: ETLServer) -> None:
+        self.server = server
+        self.settings = server.settings
+        self.logger = server.logger
+        self.started = False
+        self._starting: asyncio.Lock | None = None
+
+    async def start(self) -> None:
+        """Set up what the data path needs, then the user's instance; once."""
+        if self.started:
+            return
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self.started:
+                return
+            settings = self.settings
+            self.admission = Admission()
+            self.threads = WorkerThreads()
+            self.outbound = Outbound(settings)
+            self.files = LocalFiles(settings.fqn_roots)
+            self.executor = Executor(self.server, self.threads)
+            self.deliverer = Deliverer(settings, self.outbound)
+            self._downloads = plain_session(settings)
+            token = settings.authn_token.get_secret_value()
+            self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
+            await _maybe_await(self.server.setup())
+            self.started = True
+
+    async def stop(self) -> None:
+        """Tear down the user's instance, and close what is open."""
+        if not self.started:
+            return
+        self.started = False
+        try:
+            await _maybe_await(self.server.teardown())
+        finally:
+            self.outbound.close()
+            self.threads.stop()
+            self._downloads.close()
+            if "session" in vars(self.server):
+                self.server.session.close()
+            if "client" in vars(self.server):
+                await self.server.client.aclose()
+
+    # The requests of PROTOCOL: each makes a request and its source
+
+    async def push(self, exchange: Exchange) -> Answer:
+        """PUT: the object is the body, or a local file."""
+        query = decode_query(exchange.query)
+        request = self._request(decode_path(exchange.path), query, exchange.pipeline)
+        return await self.process(request, self._file(query) or self.body_source(exchange.body))
+
+    async def pull(self, exchange: Exchange) -> Answer:
+        """GET: the object is the target's, or a local file."""
+        query = decode_query(exchange.query)
+        name = decode_path(exchange.path)
+        request = self._request(name, query, exchange.pipeline)
+        source = self._file(query)
+        if source is None:
+            parameters = [f"{LATEST_VERSION}={query[LATEST_VERSION]}"] if LATEST_VERSION in query else []
+            source = self._target_source(name, "&".join(parameters))
+        return await self.process(request, source)
+
+    async def download(self, exchange: Exchange) -> Answer:
+        """POST /download: the object is what a URL answers."""
+        query = decode_query(exchange.query)
+        url, name = query.get("original_url", ""), query.get("object_to", "")
+        if not url or not name:
+            raise BadRequestError("The query parameters original_url and object_to are both required")
+        if not url.lower().startswith(("http://", "https://")):
+            raise BadRequestError("original_url must be an http(s) URL")
+        settings = self.settings
+        source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body)
+        return await self.process(self._request(name, query, exchange.pipeline), source)
+
+    def body_source(self, body: Inflow) -> Source:
+        """The object is a request's body."""
+        return BodySource(body, self.settings.max_body)
+
+    def file_source(self, fqn: str) -> FileSource:
+        """The object is a local file."""
+        return FileSource(fqn, self.files, self.threads, self.settings.max_body)
+
+    # source -> execute -> deliver
+
+    async def process(self, request: ObjectRequest, source: Source) -> Answer:
+        """Transform one object and see to it that it gets where it is to go.
+
+        Raises:
+            ETLError: what is to be answered instead.
+        """
+        if request.stage and has_path(request.stage) and not self.settings.host_target.get_secret_value():
+            raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
+        content = await self._transform(request, source)
+        if not request.stage:
+            return Answer(200, content, self.server.get_mime_type())
+        return await self._deliver(request, source, content)
+
+    async def _transform(self, request: ObjectRequest, source: Source) -> bytes | BatchStream:
+        if self.server.streams:
+            return await self.executor.stream(source, request.name, request.etl_args)
+        data: bytes | str
+        if self.settings.direct_fqn and isinstance(source, FileSource):
+            data = await source.path()
+        else:
+            data = await source.read()
+        return await self.executor.transform(data, request.name, request.etl_args)
+
+    async def _deliver(self, request: ObjectRequest, source: Source, content: bytes | BatchStream) -> Answer:
+        """Direct put, repeated where that can help; a stream is made anew for each try."""
+        stage, rest, name, etl_args = request.stage, request.rest, request.name, request.etl_args
+        try:
+            return await self.deliverer.put(stage, rest, name, etl_args, content)
+        except UpstreamUnreachableError as error:
+            if not _is_transient(error):
+                raise
+            failure: ETLError | None = error
+        if not isinstance(content, bytes) and not source.repeatable:
+            raise DeliveryInterruptedError(f"Direct put broke off: {failure}")
+        retries = self.settings.direct_put_retries
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(retries + 1),
+            wait=wait_exponential(multiplier=1, max=LONGEST_BACKOFF),
+            retry=retry_if_exception(_is_transient),
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    if failure is not None:
+                        first_failure, failure = failure, None
+                        raise first_failure
+                    again = content if isinstance(content, bytes) else await self._transform(request, source)
+                    return await self.deliverer.put(stage, rest, name, etl_args, again)
+        except UpstreamUnreachableError as error:
+            if not _is_transient(error):
+                raise
+            raise DeliveryFailedError(f"Direct put failed after {retries} retries: {error}") from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _request(self, name: str, query: dict[str, str], pipeline: str) -> ObjectRequest:
+        if not name:
+            raise BadRequestError("The path names no object")
+        return ObjectRequest.make(name, query.get(ETL_ARGS, ""), pipeline)
+
+    def _file(self, query: dict[str, str]) -> Source | None:
+        fqn = query.get(ETL_FQN)
+        return self.file_source(decode_fqn(fqn)) if fqn else None
+
+    def _target_source(self, name: str, query: str) -> Source:
+        target = self.settings.host_target.get_secret_value()
+        if not target:
+            raise TargetNotConfiguredError("AIS_TARGET_URL is not set: reading objects of the target needs it")
+        url = f"{target}/{encode_uname(name)}" + (f"?{query}" if query else "")
+        return TargetSource(
+            url,
+            self._target_headers,
+            self.outbound,
+            lambda: self.server.session,
+            self.threads,
+            self.settings.io_timeout,
+            self.settings.max_body,
+        )
+
+    def error_answer(self, error: Exception, what: str) -> Answer:
+        """The answer to a request that failed, without a secret in it; the failure is logged."""
+        self.log_failure(error, what)
+        if not isinstance(error, ETLError):
+            return Answer(500, error_body(INTERNAL), "application/json")
+        body = error.body()
+        for secret in self.settings.secrets():
+            body = body.replace(secret.encode(), REDACTED.encode())
+        return Answer(error.status, body, error.content_type, error.headers())
+
+    def log_failure(self, error: Exception, what: str) -> None:
+        """One line for an object that failed; with a traceback, where the user's code or ours raised."""
+        if isinstance(error, ETLError):
+            self.logger.warning("%s: %d %s", what, error.status, error.detail, exc_info=error.__cause__)
+        else:
+            self.logger.error("%s: 500 %s", what, INTERNAL, exc_info=error)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, UpstreamUnreachableError) and not isinstance(error, UpstreamRefusedError)
+
+
+async def _maybe_await(result: object) -> None:
+    if inspect.isawaitable(result):
+        await result

@@ -1,0 +1,44 @@
+"""Object names, as they stand in paths and queries.
+
+Names are arbitrary bytes to a target. They are decoded with `surrogateescape`, so that a name which is no UTF-8
+is asked for again by exactly the bytes that it came with.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote, unquote_plus
+
+ETL_ARGS = "etl_args"
+ETL_FQN = "etl_fqn"
+LATEST_VERSION = "latest-ver"
+
+
+def decode_path(raw_path: str) -> str:
+    """The object's name of a request's escaped path: without the one leading slash, decoded once."""
+    path = raw_path[1:] if raw_path.startswith("/") else raw_path
+    return unquote(path, errors="surrogateescape") if "%" in path else path
+
+
+def encode_uname(uname: str) -> str:
+    """A uname as the one path segment by which a target knows it: `@` is the only extra safe character."""
+    return quote(uname, safe="@", errors="surrogateescape")
+
+
+def encode_object_path(name: str) -> str:
+    """A name percent-encoded for a URL's path; slashes stay."""
+    return quote(name, safe="/@", errors="surrogateescape")
+
+
+def decode_query(query: str) -> dict[str, str]:
+    """A query string as a dictionary; of a parameter that comes twice, the first counts, as in Go's `Values.Get`."""
+    values: dict[str, str] = {}
+    for pair in query.split("&"):
+        if pair:
+            name, _, value = pair.partition("=")
+            values.setdefault(unquote_plus(name), unquote_plus(value, errors="surrogateescape"))
+    return values
+
+
+def decode_fqn(value: str) -> str:
+    """The local path that a (query-decoded) `etl_fqn` names: it is percent-encoded once more inside the query."""
+    return unquote(value, errors="surrogateescape")
