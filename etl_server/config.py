@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     host_target: SecretStr = Field(SecretStr(""), alias="AIS_TARGET_URL")
     """The target that this server belongs to. The last part of its path is a bearer secret."""
     direct_put: bool = Field(False, alias="DIRECT_PUT")
-    """Whether the ETL was started with direct put. Told to the user's class; a pipeline header is followed regardless."""
+    """Whether the ETL was started with direct put. For the user's class: a pipeline is followed regardless."""
     direct_fqn: bool = Field(False, alias="ETL_DIRECT_FQN")
     """Give `transform` the path of a local file instead of its content."""
     direct_put_retries: int = Field(3, alias="AIS_DIRECT_PUT_RETRIES", ge=0)

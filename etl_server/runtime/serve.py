@@ -88,7 +88,17 @@ def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int
     except Exception as error:
         logger.error("the transform's class cannot be instantiated: %s", error, exc_info=True)
         return STARTUP_FAILURE
-    config = uvicorn.Config(
+    server = _Server(uvicorn_config(app), app, settings.drain_timeout)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that setup() failed
+        return int(error.code or 0)
+    return 0
+
+
+def uvicorn_config(app: ETLApp) -> uvicorn.Config:
+    """How uvicorn is to serve objects."""
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http="httptools",
@@ -102,12 +112,6 @@ def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int
         timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )
-    server = _Server(config, app, settings.drain_timeout)
-    try:
-        server.run(sockets=[listener])
-    except SystemExit as error:  # uvicorn's way to say that setup() failed
-        return int(error.code or 0)
-    return 0
 
 
 class _Server(uvicorn.Server):

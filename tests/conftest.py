@@ -1,0 +1,85 @@
+"""What the tests share: servers of real classes on real sockets, and targets for them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from etl_server import ETLServer, Settings
+from etl_server.runtime.app import ETLApp, create_app
+from etl_server.runtime.serve import uvicorn_config
+from etl_server.runtime.worker import Worker
+from etl_server.testing import Target
+
+
+class Live:
+    """A server of one instance, on its own event loop and thread, as `etl-server serve` runs it in a process."""
+
+    def __init__(self, server: ETLServer) -> None:
+        self.server = server
+        self.app: ETLApp = create_app(server)
+        self.worker: Worker = self.app.worker
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._uvicorn = uvicorn.Server(uvicorn_config(self.app))
+        self._uvicorn.config.timeout_graceful_shutdown = 2
+        self._started = threading.Event()
+        startup = self._uvicorn.startup
+
+        async def tell_startup(sockets: list[socket.socket] | None = None) -> None:
+            await startup(sockets)
+            self._started.set()
+
+        self._uvicorn.startup = tell_startup  # type: ignore[method-assign]
+        self._thread = threading.Thread(target=self._uvicorn.run, args=([self._listener],), daemon=True)
+
+    def start(self) -> Live:
+        self._thread.start()
+        assert self._started.wait(30), "the server did not start"
+        return self
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+
+Serve = Callable[..., Live]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
+    for name in tuple(os.environ):
+        if name.startswith(("AIS_", "ETL_", "DIRECT_PUT", "NUM_WORKERS", "MAX_CONN", "MAX_KEEPALIVE", "KEEPALIVE_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serve a class: `serve(cls, host_target=…, direct_fqn=True, …)`, with settings by their Python names."""
+    running: list[Live] = []
+
+    def start(cls: type[ETLServer], **settings: Any) -> Live:
+        live = Live(cls(settings=Settings.load(**settings))).start()
+        running.append(live)
+        return live
+
+    yield start
+    for live in running:
+        live.stop()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    """A target with the buckets `src` and `dst`."""
+    with Target({"src": tmp_path / "src", "dst": tmp_path / "dst"}, secret="s3cr3t-0f-test") as running:
+        yield running
