@@ -105,6 +105,9 @@ def uvicorn_config(app: ETLApp) -> uvicorn.Config:
         ws="websockets-sansio",
         ws_max_size=LARGEST_MESSAGE,
         ws_per_message_deflate=False,
+        # While as many objects as one connection may have are in work, nothing is read from it, no pong either:
+        # a keep-alive ping would cut it just when its objects take long.
+        ws_ping_interval=None,
         lifespan="on",
         access_log=False,
         log_config=None,
