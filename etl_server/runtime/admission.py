@@ -11,30 +11,24 @@ class Admission:
     def __init__(self) -> None:
         self.draining = asyncio.Event()
         """Set once the process is to stop."""
-        self.in_flight = 0
-        self._before_drain: set[object] = set()
-        self._now: set[object] = set()
+        self._counts = [0, 0]
 
-    def enter(self) -> object:
+    def enter(self) -> int:
         """An object, or a WebSocket, comes in; the return value is for `leave`."""
-        ticket = object()
-        self._now.add(ticket)
-        self.in_flight += 1
-        return ticket
+        late = int(self.draining.is_set())
+        self._counts[late] += 1
+        return late
 
-    def leave(self, ticket: object) -> None:
+    def leave(self, ticket: int) -> None:
         """It is finished."""
-        self._now.discard(ticket)
-        self._before_drain.discard(ticket)
-        self.in_flight -= 1
+        self._counts[ticket] -= 1
 
-    def drain(self) -> None:
-        """From now on the process is stopping: what is in flight finishes."""
-        if not self.draining.is_set():
-            self._before_drain = set(self._now)
-            self.draining.set()
+    @property
+    def in_flight(self) -> int:
+        """Objects and WebSockets that are not finished."""
+        return sum(self._counts)
 
     @property
     def drained(self) -> bool:
         """Whether all that was in flight as draining began is finished."""
-        return self.draining.is_set() and not self._before_drain
+        return self.draining.is_set() and not self._counts[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from ..errors import ClientDisconnectedError, MethodNotAllowedError
+from ..errors import MethodNotAllowedError
 from ..server import ETLServer
 from .asgi import ASGIExchange
 from .exchange import Answer, Exchange
-from .flow import BatchStream
 from .websocket import ASGISocket, serve_websocket
-from .worker import Worker
+from .worker import Handler, Worker
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 HEALTH = "/health"
 DOWNLOAD = "/download"
 WEBSOCKET = "/ws"
-
-Handler = Callable[[Exchange], Awaitable[Answer]]
 
 
 class ETLApp(FastAPI):
@@ -84,7 +81,7 @@ class ETLApp(FastAPI):
         """Answer one request; if the client goes away meanwhile, whatever is going on for it ends."""
         ticket = self.worker.admission.enter()
         pump = asyncio.create_task(exchange.pump())
-        work = asyncio.create_task(serve_object(self.worker, handler, exchange))
+        work = asyncio.create_task(self.worker.serve(handler, exchange))
         try:
             await asyncio.wait((pump, work), return_when=asyncio.FIRST_COMPLETED)
             if not exchange.answered:
@@ -101,28 +98,6 @@ class ETLApp(FastAPI):
         if self.worker.started and self.worker.admission.draining.is_set():
             return PlainTextResponse("Draining", status_code=503)
         return PlainTextResponse("Running")
-
-
-async def serve_object(worker: Worker, handler: Handler, exchange: Exchange) -> None:
-    """The way of one object: from its request to its answer.
-
-    Raises:
-        Exception: the answer broke off after its first byte; the transport is to cut the connection.
-    """
-    try:
-        answer = await handler(exchange)
-    except ClientDisconnectedError:
-        return
-    except Exception as error:
-        answer = worker.error_answer(error, f"{exchange.method} {exchange.path}")
-    try:
-        await exchange.send(answer)
-    except Exception as error:
-        worker.logger.warning("%s %s: cut, because the answer broke off: %s", exchange.method, exchange.path, error)
-        raise
-    finally:
-        if isinstance(answer.body, BatchStream):
-            await answer.body.aclose()
 
 
 def _only(allow: str) -> Handler:

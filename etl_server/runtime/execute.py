@@ -38,7 +38,7 @@ class Executor:
         self._execution = server.execution
         # A plain function around an async one shows itself by what `transform` returns. A stream's reader has to be
         # chosen before it is called, so there one looks inside.
-        self._async = _is_async(inspect.unwrap(server.transform_stream) if server.streams else server.transform)
+        self.is_async = _is_async(inspect.unwrap(server.transform_stream) if server.streams else server.transform)
 
     async def transform(self, data: bytes | str, path: str, etl_args: str) -> bytes:
         """The transformed object.
@@ -48,7 +48,7 @@ class Executor:
         """
         await self._acquire()
         try:
-            if self._async or self._runs_inline(data):
+            if self.is_async or self._runs_inline(data):
                 try:
                     result = self._timed_transform(data, path, etl_args)
                     if inspect.isawaitable(result):
@@ -60,7 +60,7 @@ class Executor:
                     self.threads.run(self._timed_transform, data, path, etl_args, on_exit=self.release)
                 )
                 if inspect.isawaitable(result):
-                    self._async = True
+                    self.is_async = True
                     result = await self.limit(result)
             return _as_bytes(result, "transform() returned")
         except (Exception, SystemExit) as error:
@@ -74,7 +74,7 @@ class Executor:
         """
         await self._acquire()
         stream: _Stream
-        if self._async:
+        if self.is_async:
             stream = _AsyncStream(self, source, path, etl_args)
         else:
             if isinstance(source, BodySource):

@@ -41,12 +41,27 @@ class BatchStream(ABC):
 class Inflow:
     """A body as it comes: a transport feeds it, one consumer takes it. Belongs to the event loop."""
 
-    __slots__ = ("_chunks", "_error", "_pause", "_paused", "_resume", "_sink", "_waiter", "_whole", "ended", "size")
+    __slots__ = (
+        "_chunks",
+        "_demand",
+        "_error",
+        "_pause",
+        "_paused",
+        "_resume",
+        "_sink",
+        "_waiter",
+        "_whole",
+        "ended",
+        "size",
+    )
 
-    def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """`pause` and `resume` stop and start the sender."""
+    def __init__(
+        self, pause: Callable[[], None], resume: Callable[[], None], demand: Callable[[], None] | None = None
+    ) -> None:
+        """`pause` and `resume` stop and start the sender; `demand` is called once, when a body is first asked for."""
         self._pause = pause
         self._resume = resume
+        self._demand = demand
         self._chunks: deque[bytes] = deque()
         self._error: BaseException | None = None
         self._paused = False
@@ -104,6 +119,7 @@ class Inflow:
                 raise self._error
             if self.ended:
                 return []
+            self._ask()
             await self._wait()
         batch = list(self._chunks)
         self._chunks.clear()
@@ -118,7 +134,9 @@ class Inflow:
             BodyTooLargeError: it is larger than `limit` bytes.
         """
         self._whole = float("inf") if limit is None else limit
-        self._resume_sender()
+        if not self.ended:
+            self._ask()
+            self._resume_sender()
         while not self.ended and self.size <= self._whole:
             if self._error is not None:
                 raise self._error
@@ -146,11 +164,17 @@ class Inflow:
         elif self.ended:
             sink.finish()
         self._sink = sink
+        self._ask()
         if full:
             self._pause_sender()
         else:
             self._resume_sender()
         return sink
+
+    def _ask(self) -> None:
+        demand, self._demand = self._demand, None
+        if demand is not None:
+            demand()
 
     def _pause_sender(self) -> None:
         if not self._paused and not self.ended:

@@ -95,22 +95,24 @@ class Outbound:
         if origin.scheme == "https" and self._tls is None:
             self._tls = ssl_context(self._settings)
         where = f"{origin.host}:{origin.port}"
-        try:
-            _, connection = await asyncio.wait_for(
-                self._loop.create_connection(
-                    lambda: _Connection(self, origin, self._settings.io_timeout),
-                    origin.host,
-                    origin.port,
-                    ssl=self._tls if origin.scheme == "https" else None,
-                ),
-                CONNECT_TIMEOUT,
+        connecting = self._loop.create_task(
+            self._loop.create_connection(
+                lambda: _Connection(self, origin, self._settings.io_timeout),
+                origin.host,
+                origin.port,
+                ssl=self._tls if origin.scheme == "https" else None,
             )
-        except asyncio.TimeoutError:
-            raise UpstreamUnreachableError(f"{where} did not connect within {CONNECT_TIMEOUT:g} s") from None
+        )
+        try:
+            if not (await asyncio.wait((connecting,), timeout=CONNECT_TIMEOUT))[0]:
+                raise UpstreamUnreachableError(f"{where} did not connect within {CONNECT_TIMEOUT:g} s")
+            _, connection = connecting.result()
         except OSError as error:
             if _refused(error):
                 raise UpstreamRefusedError(f"{where} refused the connection") from None
             raise UpstreamUnreachableError(f"{where} cannot be reached: {error}") from None
+        finally:
+            connecting.cancel()
         self._open.add(connection)
         return connection
 

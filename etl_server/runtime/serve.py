@@ -23,6 +23,7 @@ from ..config import Settings
 from ..errors import ConfigError, ETLError
 from ..server import ETLServer
 from .app import ETLApp, create_app
+from .http import ObjectProtocol
 from .logs import configure_logging
 
 MakeServer = Callable[[], ETLServer]
@@ -101,7 +102,7 @@ def uvicorn_config(app: ETLApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=ObjectProtocol,
         ws="websockets-sansio",
         ws_max_size=LARGEST_MESSAGE,
         ws_per_message_deflate=False,
@@ -140,7 +141,7 @@ class _Server(uvicorn.Server):
             admission = self._worker.admission
             if not admission.draining.is_set():
                 logger.info("stopping: %d in flight", admission.in_flight)
-            admission.drain()
+            admission.draining.set()
             if admission.drained or left <= 0:
                 self.config.timeout_graceful_shutdown = max(1, round(left))
                 self.should_exit = True

@@ -57,7 +57,10 @@ class Source(Protocol):
 class BodySource:
     """The body of the request itself."""
 
-    def __init__(self, body: Inflow, limit: int | None) -> None:
+    def __init__(self, body: Inflow, length: int | None, limit: int | None) -> None:
+        """Raises `BodyTooLargeError` where `length`, if known, is over the `limit`."""
+        if limit is not None and (length or 0) > limit:
+            raise BodyTooLargeError.beyond(limit)
         self._body = body
         self._limit = limit
         self._whole: bytes | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -12,6 +13,7 @@ from ..config import REDACTED
 from ..errors import (
     INTERNAL,
     BadRequestError,
+    ClientDisconnectedError,
     DeliveryFailedError,
     DeliveryInterruptedError,
     ETLError,
@@ -37,13 +39,17 @@ from .deliver import Deliverer
 from .exchange import Answer, Exchange
 from .execute import Executor
 from .files import LocalFiles
-from .flow import BatchStream, Inflow
+from .flow import BatchStream
 from .outbound import Headers, Outbound
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
 from .threads import WorkerThreads
 
 LONGEST_BACKOFF = 30
 """Seconds between two tries to deliver, at the most."""
+
+
+Handler = Callable[[Exchange], Awaitable[Answer]]
+"""What answers one kind of request."""
 
 
 class ObjectRequest(NamedTuple):
@@ -116,13 +122,41 @@ class Worker:
             if "client" in vars(self.server):
                 await self.server.client.aclose()
 
-    # The requests of PROTOCOL: each makes a request and its source
+    @property
+    def eager(self) -> bool:
+        """Whether an object may be served outside of a task until it has to wait; a user's coroutine may not."""
+        return not self.executor.is_async and self.settings.object_timeout is None
+
+    async def serve(self, handler: Handler, exchange: Exchange) -> None:
+        """The way of one object: from its request to its answer.
+
+        Raises:
+            Exception: the answer broke off after its first byte; the transport is to cut the connection.
+        """
+        try:
+            answer = await handler(exchange)
+        except ClientDisconnectedError:
+            return
+        except Exception as error:
+            answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
+        try:
+            await exchange.send(answer)
+        except ClientDisconnectedError:
+            raise
+        except Exception as error:
+            self.logger.warning("%s %s: cut, the answer broke off: %s", exchange.method, exchange.path, error)
+            raise
+        finally:
+            if isinstance(answer.body, BatchStream):
+                await answer.body.aclose()
+
+    # The requests of the protocol: each makes a request and its source
 
     async def push(self, exchange: Exchange) -> Answer:
         """PUT: the object is the body, or a local file."""
         query = decode_query(exchange.query)
         request = self._request(decode_path(exchange.path), query, exchange.pipeline)
-        return await self.process(request, self._file(query) or self.body_source(exchange.body))
+        return await self.process(request, self._file(query) or self._body_source(exchange))
 
     async def pull(self, exchange: Exchange) -> Answer:
         """GET: the object is the target's, or a local file."""
@@ -146,10 +180,6 @@ class Worker:
         settings = self.settings
         source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body)
         return await self.process(self._request(name, query, exchange.pipeline), source)
-
-    def body_source(self, body: Inflow) -> Source:
-        """The object is a request's body."""
-        return BodySource(body, self.settings.max_body)
 
     def file_source(self, fqn: str) -> FileSource:
         """The object is a local file."""
@@ -220,6 +250,9 @@ class Worker:
     def _file(self, query: dict[str, str]) -> Source | None:
         fqn = query.get(ETL_FQN)
         return self.file_source(decode_fqn(fqn)) if fqn else None
+
+    def _body_source(self, exchange: Exchange) -> Source:
+        return BodySource(exchange.body, exchange.content_length, self.settings.max_body)
 
     def _target_source(self, name: str, query: str) -> Source:
         target = self.settings.host_target.get_secret_value()

@@ -1,0 +1,399 @@
+"""The data path's exchange as a uvicorn HTTP protocol: objects go from the parser to the data path, and nowhere else.
+
+What is not an object's request (health, WebSocket, routes of the user's own) takes uvicorn's way through ASGI. Both
+kinds may alternate on one connection: an exchange here stands in for uvicorn's request cycle, so that the order of
+pipelined requests, and shutting down, are uvicorn's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ..errors import ClientDisconnectedError
+from .exchange import Answer
+from .flow import BatchStream, Inflow
+
+if TYPE_CHECKING:
+    from .app import ETLApp
+    from .worker import Handler
+
+SMALL = 64 * 1024
+"""Bytes up to which a body is copied behind its head, to leave in one piece."""
+LONGEST_HEAD = 128 * 1024
+"""Bytes of a request's head; a longer one is refused with 431."""
+HEAD_TIMEOUT = 30.0
+"""Seconds that a request's head may take to come."""
+CHECK_INTERVAL = 5.0
+"""Seconds between two looks at whether a connection is stuck."""
+
+
+class ObjectProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._etl = cast("ETLApp", self.config.app)
+        self.worker = self._etl.worker
+        self._current: HttpExchange | None = None
+        """The exchange that the parser feeds, if the request is for an object."""
+        self._unstarted: HttpExchange | None = None
+        self._in_head = False
+        self._head_size = 0
+        self._since = self.loop.time()
+        self._unsent = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self._default_headers: Any = None
+        self._default_head = b""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(CHECK_INTERVAL, self._check)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self._stop_watching()
+                self.handle_websocket_upgrade()
+            return
+        except httptools.HttpParserError:
+            self._refuse(400, b"Invalid HTTP request received.")
+            return
+        if self._unstarted is not None:
+            self._start_unstarted()
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > LONGEST_HEAD:
+                self._refuse(431, b"Request header fields too large.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        for cycle in (self.cycle, self._current, *(queued for queued, _ in self.pipeline)):
+            if isinstance(cycle, HttpExchange):
+                cycle.disconnect()
+        super().connection_lost(exc)
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self._current = None
+        self._in_head = True
+        self._head_size = 0
+        self._since = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        method = self.parser.get_method().decode("ascii")
+        path, _, query = self.url.decode("latin-1").partition("?")
+        handler = self._etl.route(method, unquote(path) if "%" in path else path)
+        if handler is None or self.parser.should_upgrade() or not self.worker.started:
+            self._leave_to_asgi()
+            return
+        exchange = HttpExchange(self, handler, method, path, query)
+        self._current = exchange
+        busy = self.cycle is not None and not self.cycle.response_complete
+        self.cycle = exchange  # type: ignore[assignment]  # it stands in for uvicorn's
+        if busy:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        else:
+            self._unstarted = exchange
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._current
+        if exchange is None:
+            super().on_body(body)
+            return
+        if not exchange.response_complete:
+            self._since = self.loop.time()
+            exchange.body.feed(body)
+
+    def on_message_complete(self) -> None:
+        exchange = self._current
+        if exchange is None:
+            super().on_message_complete()
+            return
+        exchange.body.finish()
+        if self._unstarted is not None:
+            self._start_unstarted()
+
+    # Exchanges
+
+    def _leave_to_asgi(self) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+
+    def _start_unstarted(self) -> None:
+        exchange, self._unstarted = self._unstarted, None
+        if exchange is not None:
+            exchange.start()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, HttpExchange):
+            cycle.start()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def exchange_ended(self, exchange: HttpExchange) -> None:
+        """An answer has been sent to its end."""
+        self.server_state.total_requests += 1
+        if not exchange.keep_alive:
+            self.transport.close()
+        if self.transport.is_closing():
+            return
+        self._since = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            # Not from here: a thousand pipelined requests would nest a thousand deep.
+            self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
+
+    def default_head(self) -> bytes:
+        """uvicorn's own headers (Date, which it renews every second), as they go out."""
+        headers = self.server_state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        return self._default_head
+
+    def _refuse(self, status: int, reason: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(
+                STATUS_LINE[status] + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(reason), reason)
+            )
+        self.transport.close()
+
+    # Stuck connections
+
+    def _check(self) -> None:
+        """Close a connection that waits for its client longer than it may."""
+        self._watch = self.loop.call_later(CHECK_INTERVAL, self._check)
+        waited = self.loop.time() - self._since
+        io_timeout = self.worker.settings.io_timeout
+        exchange = self._current
+        unsent = self.transport.get_write_buffer_size()
+        if unsent:
+            if unsent != self._unsent:
+                self._since = self.loop.time()
+            elif waited > io_timeout:
+                self.transport.abort()
+        elif self._in_head:
+            if waited > HEAD_TIMEOUT:
+                self._refuse(408, b"Request header fields took too long.")
+        elif exchange is not None and not exchange.body.ended and not self.flow.read_paused:
+            if waited > io_timeout:
+                self.transport.abort()
+        elif (self.cycle is None or self.cycle.response_complete) and waited > self.timeout_keep_alive:
+            self.transport.close()
+        self._unsent = unsent
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+class HttpExchange:
+    """One request for an object, and its answer. See `Exchange`."""
+
+    __slots__ = (
+        "_continue",
+        "_handler",
+        "_http10",
+        "_protocol",
+        "_task",
+        "_ticket",
+        "body",
+        "content_length",
+        "disconnected",
+        "keep_alive",
+        "message_event",
+        "method",
+        "path",
+        "pipeline",
+        "query",
+        "response_complete",
+    )
+
+    def __init__(self, protocol: ObjectProtocol, handler: Handler, method: str, path: str, query: str) -> None:
+        self._protocol = protocol
+        self._handler = handler
+        self._task: asyncio.Task[None] | None = None
+        self._ticket = -1
+        self.method = method
+        self.path = path
+        self.query = query
+        self.pipeline = ""
+        self.content_length: int | None = None
+        self.keep_alive = protocol.parser.should_keep_alive()
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = _NO_EVENT
+        self._http10 = protocol.parser.get_http_version() == "1.0"
+        self._continue = False
+        for name, value in protocol.headers:
+            if name == b"content-length":
+                self.content_length = int(value)
+            elif name == b"ais-node-url":
+                self.pipeline = value.decode("latin-1").strip()
+            elif name == b"expect":
+                self._continue = value.lower() == b"100-continue"
+        flow = protocol.flow
+        self.body = Inflow(flow.pause_reading, flow.resume_reading, self._send_continue if self._continue else None)
+
+    def start(self) -> None:
+        """Serve the object: to the end if nothing has to be waited for, else on in a task."""
+        if self.disconnected:
+            return
+        worker = self._protocol.worker
+        self._ticket = worker.admission.enter()
+        work = self._serve()
+        if worker.eager:
+            try:
+                waiting = work.send(None)
+            except StopIteration:
+                return
+            work = _Resumed(work, waiting).run()
+        self._task = task = self._protocol.loop.create_task(work)
+        self._protocol.tasks.add(task)
+        task.add_done_callback(self._protocol.tasks.discard)
+
+    def disconnect(self) -> None:
+        """The client is gone: whatever is going on for it ends."""
+        self.disconnected = True
+        if self.response_complete:
+            return
+        self.body.fail(ClientDisconnectedError("The client went away"))
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _serve(self) -> None:
+        protocol = self._protocol
+        try:
+            await protocol.worker.serve(self._handler, self)
+        except asyncio.CancelledError:
+            if not self.disconnected:
+                protocol.transport.abort()
+                raise
+        except Exception:
+            # Also for a client that reads to the end of the connection, this must not look like the end.
+            protocol.transport.abort()
+        finally:
+            protocol.worker.admission.leave(self._ticket)
+
+    async def send(self, answer: Answer) -> None:
+        protocol = self._protocol
+        transport = protocol.transport
+        if self.disconnected:
+            return
+        body = answer.body
+        chunked = answer.chunked and answer.status != 204
+        if protocol.worker.admission.draining.is_set() or (self._continue and not self.body.ended):
+            self.keep_alive = False
+        head = [STATUS_LINE[answer.status], protocol.default_head()]
+        if answer.content_type:
+            head.append(b"content-type: %s\r\n" % answer.content_type.encode("latin-1"))
+        for name, value in answer.headers:
+            head.append(f"{name}: {value}\r\n".encode("latin-1"))
+        if chunked and self._http10:
+            self.keep_alive = chunked = False
+        elif chunked:
+            head.append(b"transfer-encoding: chunked\r\n")
+        elif answer.status != 204:
+            head.append(b"content-length: %d\r\n" % (len(body) if isinstance(body, bytes) else answer.length or 0))
+        if not self.keep_alive:
+            head.append(b"connection: close\r\n")
+        elif self._http10:
+            head.append(b"connection: keep-alive\r\n")
+        head.append(b"\r\n")
+        if isinstance(body, BatchStream):
+            transport.write(b"".join(head))
+            await self._send_stream(body, chunked, answer.length)
+        elif chunked:
+            head.append(b"0\r\n\r\n")
+            transport.write(b"".join(head))
+        elif len(body) <= SMALL:
+            head.append(body)
+            transport.write(b"".join(head))
+        else:
+            transport.writelines((b"".join(head), body))
+        self.response_complete = True
+        protocol.exchange_ended(self)
+
+    async def _send_stream(self, body: BatchStream, chunked: bool, length: int | None) -> None:
+        protocol = self._protocol
+        transport = protocol.transport
+        left = length
+        async for batch in body:
+            size = sum(map(len, batch))
+            if left is not None:
+                left -= size
+                if left < 0:
+                    raise ValueError(f"the body is longer than its length of {length} bytes")
+            if size:
+                transport.writelines((b"%x\r\n" % size, *batch, b"\r\n") if chunked else batch)
+            if protocol.flow.write_paused:
+                await protocol.flow.drain()
+            if self.disconnected:
+                raise ClientDisconnectedError("The client went away")
+        if left:
+            raise ValueError(f"the body is {left} bytes shorter than its length of {length}")
+        if chunked:
+            transport.write(b"0\r\n\r\n")
+
+    def _send_continue(self) -> None:
+        self._continue = False
+        if not self._protocol.transport.is_closing():
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+class _Resumed:
+    """A coroutine that has run to its first wait, as a new one that goes on from there."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waiting: Any) -> None:
+        self._coroutine = coroutine
+        self._waiting = waiting
+
+    async def run(self) -> None:
+        await self
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waiting = self._waiting
+        try:
+            while True:
+                try:
+                    value = yield waiting
+                except BaseException as error:
+                    waiting = self._coroutine.throw(error)
+                else:
+                    waiting = self._coroutine.send(value)
+        except StopIteration:
+            return
+
+
+class _NoEvent:
+    """What uvicorn sets to wake its own request cycle; here nobody waits for it."""
+
+    def set(self) -> None:
+        pass
+
+
+_NO_EVENT = _NoEvent()
