@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvicorn
@@ -22,15 +22,18 @@ from etl_server.testing import Target
 class Live:
     """A server of one instance, on its own event loop and thread, as `etl-server serve` runs it in a process."""
 
-    def __init__(self, server: ETLServer) -> None:
+    def __init__(self, server: ETLServer, transport: Transport = "protocol") -> None:
         self.server = server
         self.app: ETLApp = create_app(server)
         self.worker: Worker = self.app.worker
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = uvicorn.Server(uvicorn_config(self.app))
-        self._uvicorn.config.timeout_graceful_shutdown = 2
+        config = uvicorn_config(self.app)
+        if transport == "asgi":
+            config.http, config.ws, config.ws_per_message_deflate = "httptools", "websockets-sansio", False
+        config.timeout_graceful_shutdown = 2
+        self._uvicorn = uvicorn.Server(config)
         self._started = threading.Event()
         startup = self._uvicorn.startup
 
@@ -53,6 +56,8 @@ class Live:
 
 
 Serve = Callable[..., Live]
+Transport = Literal["protocol", "asgi"]
+"""`protocol` is what `etl-server serve` runs; `asgi` is `.app` under a server that knows nothing of us."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +68,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(params=["protocol", "asgi"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """Every test that serves runs over both transports."""
+    name: Transport = request.param
+    return name
+
+
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(transport: Transport) -> Iterator[Serve]:
     """Serve a class: `serve(cls, host_target=…, direct_fqn=True, …)`, with settings by their Python names."""
     running: list[Live] = []
 
     def start(cls: type[ETLServer], **settings: Any) -> Live:
-        live = Live(cls(settings=Settings.load(**settings))).start()
+        live = Live(cls(settings=Settings.load(**settings)), transport).start()
         running.append(live)
         return live
 

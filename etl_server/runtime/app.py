@@ -13,17 +13,12 @@ from fastapi.responses import PlainTextResponse
 
 from ..errors import MethodNotAllowedError
 from ..server import ETLServer
-from .asgi import ASGIExchange
-from .exchange import Answer, Exchange
-from .websocket import ASGISocket, serve_websocket
+from .asgi import ASGIExchange, serve_websocket
+from .exchange import DOWNLOAD, HEALTH, WEBSOCKET, Answer, Exchange
 from .worker import Handler, Worker
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
-
-HEALTH = "/health"
-DOWNLOAD = "/download"
-WEBSOCKET = "/ws"
 
 
 class ETLApp(FastAPI):
@@ -51,7 +46,7 @@ class ETLApp(FastAPI):
             if scope["type"] == "websocket":
                 if path == WEBSOCKET:
                     await self.worker.start()
-                    await serve_websocket(self.worker, ASGISocket(receive, send))
+                    await serve_websocket(self.worker, receive, send)
                     return
             else:
                 handler = self.route(scope["method"], path)

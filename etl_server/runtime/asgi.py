@@ -1,14 +1,16 @@
-"""The data path's exchange over ASGI: what serves objects under any ASGI server."""
+"""The data path's exchange and socket over ASGI: what serves objects under any ASGI server."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..errors import ClientDisconnectedError
 from .exchange import PIPELINE_HEADER, Answer
 from .flow import Inflow
+from .websocket import Session
+from .worker import Worker
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -78,3 +80,67 @@ class ASGIExchange:
 
     def _resume(self) -> None:
         self._flowing.set()
+
+
+async def serve_websocket(worker: Worker, receive: Receive, send: Send) -> None:
+    """Serve one WebSocket until either side ends it."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    socket = ASGISocket(send)
+    session = Session(worker, socket)
+    taking = asyncio.create_task(_feed(session, socket, receive))
+    sending = asyncio.create_task(socket.run())
+    ended = asyncio.create_task(session.wait_ended())
+    try:
+        await asyncio.wait((taking, sending, ended), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and not taking.done():
+            await sending  # what was due, and the close
+    finally:
+        session.gone()
+        for task in (taking, sending, ended):
+            task.cancel()
+        await asyncio.gather(taking, sending, ended, return_exceptions=True)
+
+
+async def _feed(session: Session, socket: ASGISocket, receive: Receive) -> None:
+    while True:
+        await socket.reading.wait()
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        data = message.get("bytes")
+        session.feed(data if data is not None else message["text"])
+
+
+class ASGISocket:
+    """A WebSocket of an ASGI server."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.reading = asyncio.Event()
+        self.reading.set()
+
+    async def run(self) -> None:
+        """Send what is buffered, as it comes, up to the close."""
+        kind = ""
+        while kind != "websocket.close":
+            message = await self._outgoing.get()
+            kind = message["type"]
+            try:
+                await self._send(message)
+            except OSError:  # the other side is gone
+                return
+
+    def send(self, message: bytes | str) -> None:
+        kind = "bytes" if isinstance(message, bytes) else "text"
+        self._outgoing.put_nowait({"type": "websocket.send", kind: message})
+
+    def close(self, code: int, reason: str) -> None:
+        self._outgoing.put_nowait({"type": "websocket.close", "code": code, "reason": reason})
+
+    def pause(self) -> None:
+        self.reading.clear()
+
+    def resume(self) -> None:
+        self.reading.set()

@@ -9,6 +9,10 @@ from typing import NamedTuple, Protocol
 
 from .flow import BatchStream, Inflow
 
+HEALTH = "/health"
+DOWNLOAD = "/download"
+WEBSOCKET = "/ws"
+
 DIRECT_PUT_LENGTH_HEADER = "ais-direct-put-length"
 PIPELINE_HEADER = "ais-node-url"
 

@@ -18,7 +18,7 @@ from .threads import WorkerThreads
 
 T = TypeVar("T")
 
-INLINE_SECONDS = 0.0005
+INLINE_SECONDS = 0.0002
 """A transform that takes longer than this does not belong on the event loop."""
 INLINE_RUNS = 4
 """Runs in a row that have to be that fast before one is run there."""

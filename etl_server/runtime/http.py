@@ -8,7 +8,6 @@ pipelined requests, and shutting down, are uvicorn's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -16,8 +15,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import ClientDisconnectedError
-from .exchange import Answer
+from .eager import start_eagerly
+from .exchange import WEBSOCKET, Answer
 from .flow import BatchStream, Inflow
+from .ws import upgrade
 
 if TYPE_CHECKING:
     from .app import ETLApp
@@ -61,10 +62,10 @@ class ObjectProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgraded:
             if self._should_upgrade():
                 self._stop_watching()
-                self.handle_websocket_upgrade()
+                self._upgrade(data[upgraded.args[0] :])
             return
         except httptools.HttpParserError:
             self._refuse(400, b"Invalid HTTP request received.")
@@ -141,6 +142,16 @@ class ObjectProtocol(HttpToolsProtocol):
         for name, value in headers:
             super().on_header(name, value)
         super().on_headers_complete()
+
+    def _upgrade(self, rest: bytes) -> None:
+        if self.url.partition(b"?")[0] != WEBSOCKET.encode() or not self.worker.started:
+            self.handle_websocket_upgrade()
+            return
+        self.connections.discard(self)
+        head = [b"GET %s HTTP/1.1\r\n" % self.url]
+        head += [b"%s: %s\r\n" % header for header in self.headers]
+        head.append(b"\r\n")
+        upgrade(self.transport, b"".join(head), rest, self.worker, self.server_state)
 
     def _start_unstarted(self) -> None:
         exchange, self._unstarted = self._unstarted, None
@@ -265,16 +276,10 @@ class HttpExchange:
             return
         worker = self._protocol.worker
         self._ticket = worker.admission.enter()
-        work = self._serve()
-        if worker.eager:
-            try:
-                waiting = work.send(None)
-            except StopIteration:
-                return
-            work = _Resumed(work, waiting).run()
-        self._task = task = self._protocol.loop.create_task(work)
-        self._protocol.tasks.add(task)
-        task.add_done_callback(self._protocol.tasks.discard)
+        self._task = task = start_eagerly(self._serve(), eager=worker.eager)
+        if task is not None:
+            self._protocol.tasks.add(task)
+            task.add_done_callback(self._protocol.tasks.discard)
 
     def disconnect(self) -> None:
         """The client is gone: whatever is going on for it ends."""
@@ -363,30 +368,6 @@ class HttpExchange:
         self._continue = False
         if not self._protocol.transport.is_closing():
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-class _Resumed:
-    """A coroutine that has run to its first wait, as a new one that goes on from there."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waiting: Any) -> None:
-        self._coroutine = coroutine
-        self._waiting = waiting
-
-    async def run(self) -> None:
-        await self
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waiting = self._waiting
-        try:
-            while True:
-                try:
-                    value = yield waiting
-                except BaseException as error:
-                    waiting = self._coroutine.throw(error)
-                else:
-                    waiting = self._coroutine.send(value)
-        except StopIteration:
-            return
 
 
 class _NoEvent:

@@ -25,6 +25,7 @@ from ..server import ETLServer
 from .app import ETLApp, create_app
 from .http import ObjectProtocol
 from .logs import configure_logging
+from .ws import LARGEST_MESSAGE
 
 MakeServer = Callable[[], ETLServer]
 """Makes the instance that a process serves. For several processes it must be picklable."""
@@ -32,8 +33,6 @@ MakeServer = Callable[[], ETLServer]
 STARTUP_FAILURE = 3
 KEEP_ALIVE = 120
 """Seconds that an idle connection is kept: longer than a target keeps its own, so that it is the one to close it."""
-LARGEST_MESSAGE = 16 * 1024**3
-"""Bytes of a WebSocket message, as a target's limit."""
 BACKLOG = 4096
 RESPAWN_DELAY = 1.0
 """Seconds to wait before a worker that died is started again."""
@@ -105,10 +104,6 @@ def uvicorn_config(app: ETLApp) -> uvicorn.Config:
         http=ObjectProtocol,
         ws="websockets-sansio",
         ws_max_size=LARGEST_MESSAGE,
-        ws_per_message_deflate=False,
-        # While as many objects as one connection may have are in work, nothing is read from it, no pong either:
-        # a keep-alive ping would cut it just when its objects take long.
-        ws_ping_interval=None,
         lifespan="on",
         access_log=False,
         log_config=None,
@@ -141,7 +136,7 @@ class _Server(uvicorn.Server):
             admission = self._worker.admission
             if not admission.draining.is_set():
                 logger.info("stopping: %d in flight", admission.in_flight)
-            admission.draining.set()
+            admission.drain()
             if admission.drained or left <= 0:
                 self.config.timeout_graceful_shutdown = max(1, round(left))
                 self.should_exit = True

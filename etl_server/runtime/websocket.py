@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, error_body
 from ..wire.control import ControlMessage, InvalidControlMessageError, parse_control_message
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
+from .eager import start_eagerly
 from .exchange import DIRECT_PUT_LENGTH_HEADER
 from .flow import Batch
 from .source import BytesSource, Source
 from .worker import ObjectRequest, Worker
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Send
 
 WINDOW = 16
 """Objects of one connection that are in work at once; further ones wait in its socket."""
@@ -27,98 +26,96 @@ INTERNAL_ERROR = 1011
 
 
 class Socket(Protocol):
-    """What the data path needs of a WebSocket."""
+    """What the data path needs of a WebSocket. Nothing here waits: what is sent is buffered."""
 
-    async def accept(self) -> None: ...
+    def send(self, message: bytes | str) -> None:
+        """Send a binary or a text message."""
 
-    async def receive(self) -> bytes | str | None:
-        """The next message; None: the other side is gone."""
+    def close(self, code: int, reason: str) -> None:
+        """Send what is buffered, then close."""
 
-    async def send(self, message: bytes | str) -> None: ...
+    def pause(self) -> None:
+        """Feed no further message for now."""
 
-    async def close(self, code: int, reason: str) -> None: ...
-
-
-class _Due(NamedTuple):
-    """An answer that is due: what was asked, and the work on it."""
-
-    control: ControlMessage
-    work: asyncio.Task[bytes | str]
-    """The message to answer with: the transformed object, or as text the bytes that were delivered by direct put."""
+    def resume(self) -> None:
+        """Feed messages again."""
 
 
-async def serve_websocket(worker: Worker, socket: Socket) -> None:
-    """Serve one connection until either side ends it."""
-    ticket = worker.admission.enter()
-    try:
-        await socket.accept()
-        await _Session(worker, socket).run()
-    finally:
-        worker.admission.leave(ticket)
+class Session:
+    """One connection: its transport feeds it messages, and says when the other side is gone."""
 
-
-class _Session:
     def __init__(self, worker: Worker, socket: Socket) -> None:
         self._worker = worker
         self._socket = socket
-        self._due: asyncio.Queue[_Due | ETLError | None] = asyncio.Queue()
-        self._window = asyncio.Semaphore(WINDOW)
-        self._work: set[asyncio.Task[bytes | str]] = set()
-        self._between_objects = True
+        self._control: ControlMessage | None = None
+        """What was said of the object that comes next."""
+        self._due: deque[_Due] = deque()
+        self._taking = True
+        self._ended = asyncio.Event()
+        self._paused = False
+        self._ticket = worker.admission.enter()
+        worker.admission.on_drain(self._drain)
 
-    async def run(self) -> None:
-        taking = asyncio.create_task(self._take())
-        answering = asyncio.create_task(self._answer())
-        draining = asyncio.create_task(self._drain(taking))
+    # The transport's side
+
+    def feed(self, message: bytes | str) -> None:
+        """A message has come."""
+        if not self._taking:
+            return
         try:
-            await asyncio.wait((taking, answering), return_when=asyncio.FIRST_COMPLETED)
-            if taking.done() and not taking.result():
-                return
-            await asyncio.wait((answering,))
-            answering.result()
-        finally:
-            tasks = (taking, answering, draining, *self._work)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _drain(self, taking: asyncio.Task[bool]) -> None:
-        """Once the server is stopping, take no further object; one that is half here is taken whole."""
-        await self._worker.admission.draining.wait()
-        if self._between_objects:
-            taking.cancel()
-
-    async def _take(self) -> bool:
-        """Take objects and start the work on them. Returns whether there is still somebody to answer to."""
-        try:
-            while not self._worker.admission.draining.is_set():
-                await self._window.acquire()
-                self._between_objects = True
-                message = await self._socket.receive()
-                self._between_objects = False
-                if message is None:
-                    return False
+            if self._control is None:
                 control = parse_control_message(message)
-                data = b"" if control.fqn else await self._socket.receive()
-                if data is None:
-                    return False
-                if isinstance(data, str):
-                    raise InvalidControlMessageError("the object is a text message, expected a binary one")
-                work = asyncio.create_task(self._process(control, data))
-                self._work.add(work)
-                work.add_done_callback(self._work.discard)
-                self._due.put_nowait(_Due(control, work))
+                if control.fqn:
+                    self._start(control, b"")
+                else:
+                    self._control = control
+            elif isinstance(message, str):
+                raise InvalidControlMessageError("the object is a text message, expected a binary one")
+            else:
+                control, self._control = self._control, None
+                self._start(control, message)
         except InvalidControlMessageError as error:
             # Which message belongs to what is unknown from here on, so the connection ends.
-            self._due.put_nowait(BadRequestError(f"Protocol error: {error}"))
-            return True
-        except asyncio.CancelledError:
-            if not self._worker.admission.draining.is_set():
-                raise
-        self._due.put_nowait(None)
-        return True
+            self._fail(BadRequestError(f"Protocol error: {error}"))
 
-    async def _process(self, control: ControlMessage, data: bytes) -> bytes | str:
+    def fail(self, code: int, reason: str) -> None:
+        """What comes cannot be taken: once the answers that are due have been sent, close with `code`."""
+        self._taking = False
+        self._due.append(_Due(ControlMessage(), None, (code, reason)))
+        self._answer()
+
+    def gone(self) -> None:
+        """The other side is gone: whatever is going on for it ends."""
+        if not self._ended.is_set():
+            self._end()
+
+    async def wait_ended(self) -> None:
+        """Wait until the connection is closed, by either side."""
+        await self._ended.wait()
+
+    # Objects
+
+    def _start(self, control: ControlMessage, data: bytes) -> None:
+        due = _Due(control, None, None)
+        self._due.append(due)
+        self._taking = not self._worker.admission.draining.is_set()
+        due.task = start_eagerly(self._process(due, data), eager=self._worker.eager)
+        if due.task is None:
+            self._answer()
+        else:
+            due.task.add_done_callback(self._work_ended)
+        if len(self._due) >= WINDOW and not self._paused:
+            self._paused = True
+            self._socket.pause()
+
+    async def _process(self, due: _Due, data: bytes) -> None:
+        try:
+            due.result = await self._transform(due.control, data)
+        except Exception as error:
+            due.error = error
+
+    async def _transform(self, control: ControlMessage, data: bytes) -> bytes | str:
+        """The message to answer with: the transformed object, or as text the bytes that were delivered."""
         worker = self._worker
         request = ObjectRequest.make(control.path, control.etl_args, control.pipeline)
         source: Source
@@ -142,45 +139,85 @@ class _Session:
             await answer.body.aclose()
         return b"".join(parts)
 
-    async def _answer(self) -> None:
-        """Answer in order; what fails is reported so that it cannot be taken for success."""
-        while True:
-            due = await self._due.get()
-            if due is None:
-                await self._socket.close(GOING_AWAY, "the server is stopping")
-                return
-            if isinstance(due, ETLError):
-                await self._fail(due, "websocket")
-                return
-            try:
-                message = await due.work
-            except Exception as error:
-                if not await self._report(error, due.control):
-                    return
-            else:
-                await self._socket.send(message)
-            self._window.release()
+    def _work_ended(self, _: asyncio.Task[None]) -> None:
+        self._answer()
 
-    async def _report(self, error: Exception, control: ControlMessage) -> bool:
-        """Report a failed object. Returns whether the connection goes on."""
-        what = f"websocket {control.path}"
+    def _answer(self) -> None:
+        """Answer what is due and done, in order."""
+        due = self._due
+        while due and due[0].done and not self._ended.is_set():
+            head = due.popleft()
+            if head.closing is not None:
+                self._close(*head.closing)
+            elif head.error is not None:
+                self._report(head.error, head.control)
+            else:
+                self._socket.send(head.result)
+        if self._ended.is_set():
+            return
+        if self._paused and len(due) < WINDOW:
+            self._paused = False
+            self._socket.resume()
+        if not due and self._worker.admission.draining.is_set() and self._control is None:
+            self._close(GOING_AWAY, "the server is stopping")
+
+    def _report(self, error: Exception, control: ControlMessage) -> None:
+        """Report a failed object so that it cannot be taken for success."""
+        detail = self._explain(error, f"websocket {control.path}")
         if _acknowledged(control):
             # Where text is due, a target takes a binary message as the failure of that object.
-            await self._socket.send(error_body(self._explain(error, what)))
-            return True
-        if self._worker.settings.ws_error == "text":
-            await self._socket.send(self._explain(error, what))
-            return True
-        await self._fail(error, what)
-        return False
+            self._socket.send(error_body(detail))
+        elif self._worker.settings.ws_error == "text":
+            self._socket.send(detail)
+        else:
+            self._close(INTERNAL_ERROR, detail)
 
-    async def _fail(self, error: Exception, what: str) -> None:
-        reason = self._explain(error, what).encode()[:LONGEST_REASON].decode(errors="ignore")
-        await self._socket.close(INTERNAL_ERROR, reason)
+    def _fail(self, error: ETLError) -> None:
+        self.fail(INTERNAL_ERROR, self._explain(error, "websocket"))
 
     def _explain(self, error: Exception, what: str) -> str:
         self._worker.log_failure(error, what)
         return self._worker.settings.redact(error.detail) if isinstance(error, ETLError) else INTERNAL
+
+    # The end
+
+    def _drain(self) -> None:
+        """The server is stopping: finish what was taken, and an object that is half here."""
+        if self._control is None:
+            self._taking = False
+        self._answer()
+
+    def _close(self, code: int, reason: str) -> None:
+        self._socket.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
+        self._end()
+
+    def _end(self) -> None:
+        self._taking = False
+        self._ended.set()
+        for due in self._due:
+            if due.task is not None:
+                due.task.cancel()
+        self._due.clear()
+        self._worker.admission.leave(self._ticket, self._drain)
+
+
+class _Due:
+    """An answer that is due: to an object, or the end of the connection."""
+
+    __slots__ = ("closing", "control", "error", "result", "task")
+
+    def __init__(
+        self, control: ControlMessage, task: asyncio.Task[None] | None, closing: tuple[int, str] | None
+    ) -> None:
+        self.control = control
+        self.task = task
+        self.closing = closing
+        self.result: bytes | str = b""
+        self.error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.task is None or self.task.done()
 
 
 def _acknowledged(control: ControlMessage) -> bool:
@@ -188,29 +225,3 @@ def _acknowledged(control: ControlMessage) -> bool:
         return ends_at_target(control.pipeline)
     except InvalidPipelineError:
         return False
-
-
-class ASGISocket:
-    """A WebSocket of an ASGI server."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-
-    async def accept(self) -> None:
-        await self._receive()
-        await self._send({"type": "websocket.accept"})
-
-    async def receive(self) -> bytes | str | None:
-        message = await self._receive()
-        if message["type"] == "websocket.disconnect":
-            return None
-        data = message.get("bytes")
-        return data if data is not None else str(message["text"])
-
-    async def send(self, message: bytes | str) -> None:
-        kind = "bytes" if isinstance(message, bytes) else "text"
-        await self._send({"type": "websocket.send", kind: message})
-
-    async def close(self, code: int, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})

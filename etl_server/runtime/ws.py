@@ -1,0 +1,165 @@
+"""A WebSocket of picows as the data path's socket: what serves `/ws` under `etl-server serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]  # its stubs lack it
+
+from .websocket import Session
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
+
+LARGEST_MESSAGE = 16 * 1024**3
+"""Bytes of a message, as a target's limit."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the other side has to answer a close."""
+MESSAGE_TOO_BIG = 1009
+SERVICE_RESTART = 1012
+
+_READ_BUFFER = 64 * 1024
+_logger = logging.getLogger("picows")
+
+
+def upgrade(transport: asyncio.Transport, head: bytes, rest: bytes, worker: Worker, state: ServerState) -> None:
+    """Hand a connection over to picows: the request that asked for it, and what came behind that."""
+    protocol = WSProtocol(
+        None,  # host and port: a client's
+        None,  # path: a client's
+        False,  # not a client
+        lambda _: _Connection(worker, state),
+        _logger,
+        True,  # disconnect on exceptions
+        CLOSE_TIMEOUT,  # of the handshake, which is here already
+        False,  # no keep-alive pings: while all of a connection's objects are in work, nothing is read, no pong either
+        20,
+        20,
+        WSAutoPingStrategy.PING_WHEN_IDLE,
+        True,  # answer pings
+        LARGEST_MESSAGE,
+        None,  # headers: a client's
+        _READ_BUFFER,
+    )
+    protocol.connection_made(transport)
+    transport.set_protocol(protocol)
+    data = memoryview(head + rest)
+    while data:
+        buffer = protocol.get_buffer(len(data))
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        protocol.buffer_updated(count)
+        data = data[count:]
+
+
+class _Connection(WSListener):
+    """One connection, and the `Socket` of its session."""
+
+    def __init__(self, worker: Worker, state: ServerState) -> None:
+        super().__init__()
+        self._worker = worker
+        self._state = state
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._kind = WSMsgType.BINARY
+        self._closing: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._wanted = True
+        self._writable = True
+
+    # picows' callbacks
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+        self._stream: Any = transport.underlying_transport
+        self._session = Session(self._worker, self)
+        self._state.connections.add(self)  # type: ignore[arg-type]  # it can be shut down, which is all that is asked
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind == WSMsgType.CLOSE:
+            if not transport.is_close_frame_sent:
+                transport.send_close(frame.get_close_code(), frame.get_close_message())
+            transport.disconnect()
+            return
+        if kind not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
+            return
+        if self._closing is not None:
+            return
+        if frame.fin and not self._parts:
+            self._feed(kind, frame.get_payload_as_bytes())
+            return
+        if kind != WSMsgType.CONTINUATION:
+            self._kind = kind
+        self._size += frame.payload_size
+        if self._size > LARGEST_MESSAGE:
+            self._session.fail(MESSAGE_TOO_BIG, "the message is too big")
+            return
+        self._parts.append(frame.get_payload_as_bytes())
+        if frame.fin:
+            message = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+            self._feed(self._kind, message)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._state.connections.discard(self)
+        if self._closing is not None:
+            self._closing.cancel()
+        self._session.gone()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._set_reading()
+
+    # The session's socket
+
+    def send(self, message: bytes | str) -> None:
+        if isinstance(message, bytes):
+            self._transport.send(WSMsgType.BINARY, message)
+        else:
+            self._transport.send(WSMsgType.TEXT, message.encode())
+
+    def close(self, code: int, reason: str) -> None:
+        self._transport.send_close(WSCloseCode(code), reason.encode())
+        self._closing = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.disconnect)
+        self._wanted = True
+        self._set_reading()
+
+    def pause(self) -> None:
+        self._wanted = False
+        self._set_reading()
+
+    def resume(self) -> None:
+        self._wanted = True
+        self._set_reading()
+
+    # uvicorn's, when the server shuts down
+
+    def shutdown(self) -> None:
+        if self._closing is None:
+            self._session.fail(SERVICE_RESTART, "the server is stopping")
+
+    def _feed(self, kind: WSMsgType, data: bytes) -> None:
+        if kind == WSMsgType.BINARY:
+            self._session.feed(data)
+        else:
+            self._session.feed(data.decode(errors="replace"))
+
+    def _set_reading(self) -> None:
+        """Read while messages are wanted, and while the other side takes its answers."""
+        reading = self._wanted and (self._writable or self._closing is not None)
+        if reading != self._reading and not self._stream.is_closing():
+            self._reading = reading
+            if reading:
+                self._stream.resume_reading()
+            else:
+                self._stream.pause_reading()
