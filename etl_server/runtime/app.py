@@ -13,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 
 from ..errors import MethodNotAllowedError
 from ..server import ETLServer
-from .asgi import ASGIExchange, serve_websocket
+from .asgi import ASGIExchange, escaped_path, serve_websocket
 from .exchange import DOWNLOAD, HEALTH, WEBSOCKET, Answer, Exchange
 from .worker import Handler, Worker
 
@@ -42,7 +42,7 @@ class ETLApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            path = escaped_path(scope)
             if scope["type"] == "websocket":
                 if path == WEBSOCKET:
                     await self.worker.start()
@@ -52,12 +52,12 @@ class ETLApp(FastAPI):
                 handler = self.route(scope["method"], path)
                 if handler is not None:
                     await self.worker.start()
-                    await self._serve(handler, ASGIExchange(scope, receive, send))
+                    await self._serve(handler, ASGIExchange(scope, path, receive, send))
                     return
         await super().__call__(scope, receive, send)
 
     def route(self, method: str, path: str) -> Handler | None:
-        """What answers a request for an object; None: the request is not for an object."""
+        """What answers a request for an object; None: the request is not for an object. `path` is escaped."""
         if path == DOWNLOAD:
             return self.worker.download if method == "POST" else _only("POST")
         if path in self._other_paths:

@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 _PIPELINE = PIPELINE_HEADER.encode()
 
 
+def escaped_path(scope: Scope) -> str:
+    """A request's path as it came, below the path that the application is mounted at."""
+    raw_path: bytes | None = scope.get("raw_path")
+    path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class ASGIExchange:
     """One HTTP request of an ASGI server."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
-        raw_path: bytes | None = scope.get("raw_path")
-        path = raw_path.decode("latin-1") if raw_path else quote(scope["path"])
-        self.path = path.removeprefix(scope.get("root_path", ""))
+        self.path = path
         self.query: str = scope["query_string"].decode("latin-1")
         self.pipeline = ""
         self.content_length: int | None = None

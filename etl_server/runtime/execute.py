@@ -72,13 +72,13 @@ class Executor:
         Raises:
             TransformError: `transform_stream` raised, took too long, or yielded no bytes, before its first batch.
         """
+        if isinstance(source, BodySource) and not self.is_async:
+            await source.read_if_here(INLINE_BYTES)
         await self._acquire()
         stream: _Stream
         if self.is_async:
             stream = _AsyncStream(self, source, path, etl_args)
         else:
-            if isinstance(source, BodySource):
-                await source.read_if_here(INLINE_BYTES)
             begun: _Begun | None = None
             if source.whole is not None and self._runs_inline(source.whole):
                 try:

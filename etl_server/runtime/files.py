@@ -44,17 +44,12 @@ class LocalFiles:
         except OSError:
             raise _forbidden(fqn) from None
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._allowed(_opened_path(descriptor, path)):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._allowed(opened_path(descriptor) or path):
                 raise _forbidden(fqn)
             return os.fdopen(descriptor, "rb")
         except BaseException:
             os.close(descriptor)
             raise
-
-    def check(self, fqn: str) -> str:
-        """The resolved path of a regular file that may be read; raises as `open` does."""
-        with self.open(fqn) as file:
-            return _opened_path(file.fileno(), self.resolve(fqn))
 
     def resolve(self, fqn: str) -> str:
         """Where `fqn` leads, which need not be there.
@@ -78,11 +73,12 @@ class LocalFiles:
         return _AIS_LAYOUT.search(path) is not None
 
 
-def _opened_path(descriptor: int, path: str) -> str:
+def opened_path(descriptor: int) -> str | None:
+    """Where an open file really is; None on a system without /proc."""
     try:
         return str(Path(f"/proc/self/fd/{descriptor}").readlink())
-    except OSError:  # no /proc
-        return path
+    except OSError:
+        return None
 
 
 def _forbidden(fqn: str) -> FileForbiddenError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -101,7 +100,7 @@ class ObjectProtocol(HttpToolsProtocol):
         self._in_head = False
         method = self.parser.get_method().decode("ascii")
         path, _, query = self.url.decode("latin-1").partition("?")
-        handler = self._etl.route(method, unquote(path) if "%" in path else path)
+        handler = self._etl.route(method, path)
         if handler is None or self.parser.should_upgrade() or not self.worker.started:
             self._leave_to_asgi()
             return
@@ -307,6 +306,9 @@ class HttpExchange:
     async def send(self, answer: Answer) -> None:
         protocol = self._protocol
         transport = protocol.transport
+        if protocol.flow.write_paused:
+            # The client does not take the answers before this one.
+            await protocol.flow.drain()
         if self.disconnected:
             return
         body = answer.body

@@ -239,6 +239,8 @@ class _Connection(asyncio.Protocol):
         self, method: str, target: str, headers: Headers, body: bytes | AsyncIterator[Batch]
     ) -> Response:
         """Send a request; the response once its head is here. What fails before that closes the connection."""
+        if self.closed:
+            raise self._lost("the connection was lost")
         self._response = response = Response(self)
         self._head = head = self._loop.create_future()
         self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)

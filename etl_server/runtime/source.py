@@ -17,7 +17,7 @@ import requests
 
 from ..errors import BodyTooLargeError, UpstreamUnreachableError
 from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
-from .files import LocalFiles
+from .files import LocalFiles, opened_path
 from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
 from .outbound import Headers, Outbound, Response
 from .threads import WorkerThreads
@@ -180,7 +180,7 @@ class FileSource(BlockingSource):
 
     async def path(self) -> str:
         """The resolved path of the file, which is there and may be read."""
-        return await self._threads.run(self._files.check, self._fqn)
+        return await self._threads.run(self._path)
 
     def open(self) -> BinaryIO:
         file = self._files.open(self._fqn)
@@ -188,6 +188,10 @@ class FileSource(BlockingSource):
             file.close()
             raise BodyTooLargeError.beyond(self._limit)
         return file
+
+    def _path(self) -> str:
+        with self.open() as file:
+            return opened_path(file.fileno()) or self._files.resolve(self._fqn)
 
 
 class UrlSource(BlockingSource):

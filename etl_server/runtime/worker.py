@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
+from urllib.parse import quote_plus
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -18,6 +20,7 @@ from ..errors import (
     DeliveryInterruptedError,
     ETLError,
     TargetNotConfiguredError,
+    TransformError,
     UpstreamRefusedError,
     UpstreamUnreachableError,
     error_body,
@@ -103,6 +106,8 @@ class Worker:
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
+            if self.server.streams:
+                _ = self.server.session  # made before several threads ask for it
             await _maybe_await(self.server.setup())
             self.started = True
 
@@ -144,7 +149,7 @@ class Worker:
         except ClientDisconnectedError:
             raise
         except Exception as error:
-            self.logger.warning("%s %s: cut, the answer broke off: %s", exchange.method, exchange.path, error)
+            self.log_failure(error, f"cut, because the answer broke off: {exchange.method} {exchange.path}")
             raise
         finally:
             if isinstance(answer.body, BatchStream):
@@ -165,8 +170,8 @@ class Worker:
         request = self._request(name, query, exchange.pipeline)
         source = self._file(query)
         if source is None:
-            parameters = [f"{LATEST_VERSION}={query[LATEST_VERSION]}"] if LATEST_VERSION in query else []
-            source = self._target_source(name, "&".join(parameters))
+            latest = query.get(LATEST_VERSION)
+            source = self._target_source(name, f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else "")
         return await self.process(request, source)
 
     async def download(self, exchange: Exchange) -> Answer:
@@ -258,7 +263,7 @@ class Worker:
         target = self.settings.host_target.get_secret_value()
         if not target:
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: reading objects of the target needs it")
-        url = f"{target}/{encode_uname(name)}" + (f"?{query}" if query else "")
+        url = f"{target}/{encode_uname(name)}{query}"
         return TargetSource(
             url,
             self._target_headers,
@@ -281,10 +286,14 @@ class Worker:
 
     def log_failure(self, error: Exception, what: str) -> None:
         """One line for an object that failed; with a traceback, where the user's code or ours raised."""
+        raised: BaseException | None = error
+        status, detail = 500, INTERNAL
         if isinstance(error, ETLError):
-            self.logger.warning("%s: %d %s", what, error.status, error.detail, exc_info=error.__cause__)
-        else:
-            self.logger.error("%s: 500 %s", what, INTERNAL, exc_info=error)
+            status, detail = error.status, error.detail
+            raised = error.__cause__ if isinstance(error, TransformError) else None
+        lines = [f"{what}: {status} {detail}\n", *(traceback.format_exception(raised) if raised else ())]
+        # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
+        self.logger.warning("%s", self.settings.redact("".join(lines)).rstrip())
 
 
 def _is_transient(error: BaseException) -> bool:

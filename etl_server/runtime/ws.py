@@ -65,6 +65,7 @@ class _Connection(WSListener):
         self._state = state
         self._parts: list[bytes] = []
         self._size = 0
+        self._refused = False
         self._kind = WSMsgType.BINARY
         self._closing: asyncio.TimerHandle | None = None
         self._reading = True
@@ -88,7 +89,7 @@ class _Connection(WSListener):
             return
         if kind not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             return
-        if self._closing is not None:
+        if self._closing is not None or self._refused:
             return
         if frame.fin and not self._parts:
             self._feed(kind, frame.get_payload_as_bytes())
@@ -97,6 +98,8 @@ class _Connection(WSListener):
             self._kind = kind
         self._size += frame.payload_size
         if self._size > LARGEST_MESSAGE:
+            self._refused = True
+            self._parts.clear()
             self._session.fail(MESSAGE_TOO_BIG, "the message is too big")
             return
         self._parts.append(frame.get_payload_as_bytes())
