@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     """How a WebSocket reports the failure of an object that no acknowledgement was due for."""
     max_body: int | None = Field(None, alias="ETL_MAX_BODY", ge=0)
     """Largest object in bytes that is taken; a larger one is answered with 413."""
+    max_memory: int = Field(default_factory=lambda: available_memory() // 2, alias="ETL_MAX_MEMORY", ge=1024 * 1024)
+    """Bytes that the objects in flight may take up, in all workers together. Default: half of what there is."""
     fqn_roots: Annotated[tuple[Path, ...], NoDecode] = Field((), alias="ETL_FQN_ROOTS")
     """Directories below which `etl_fqn` may read, separated by colons. Default: AIStore's on-disk layout."""
     object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0)
@@ -150,6 +152,17 @@ def available_cpus() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_cpu_quota(Path("/sys/fs/cgroup"))
     return max(1, min(cpus, int(quota)) if quota is not None else cpus)
+
+
+def available_memory() -> int:
+    """The bytes of memory that this process may use: the machine's, bounded by the cgroup's limit (v2 or v1)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return min(limits)
 
 
 def _cgroup_cpu_quota(root: Path) -> float | None:

@@ -1,15 +1,24 @@
-"""What a process has taken on: objects in flight, and whether it still takes more."""
+"""What a process takes on: how many bytes of objects it may hold, and whether it still takes more."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+
+SMALL_SHARE = 8
+"""One part in so many of the memory is kept for small objects."""
+UNKNOWN = float("inf")
+"""The size of an object that is not known."""
+SMALL_OBJECT = 64
+"""An object is small up to one part in so many of the memory."""
 
 
 class Admission:
-    """Counts the objects in flight; knows when those that were there as draining began are finished."""
+    """Counts what is in flight; knows when all of it that was there as draining began is finished."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_memory: int) -> None:
+        self.memory = Memory(max_memory)
         self.draining = asyncio.Event()
         """Set once the process is to stop."""
         self._counts = [0, 0]
@@ -47,3 +56,123 @@ class Admission:
     def drained(self) -> bool:
         """Whether all that was in flight as draining began is finished."""
         return self.draining.is_set() and not self._counts[0]
+
+
+class Memory:
+    """The bytes that objects may take up, in two lanes, so that large objects do not hold up small ones.
+
+    Within a lane, who came first goes first. What is larger than its lane goes alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes."""
+        self._small_object = limit // SMALL_OBJECT
+        self._small = _Lane(limit // SMALL_SHARE)
+        self._large = _Lane(limit - limit // SMALL_SHARE)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are taken."""
+        return self._small.used + self._large.used
+
+    @property
+    def full(self) -> bool:
+        """Whether a large object would have to wait."""
+        return self._large.used >= self._large.limit or bool(self._large.waiting)
+
+    async def wait_for_room(self) -> None:
+        """Wait until a large object would not have to."""
+        if self.full:
+            await self._large.wait(1)
+            self._large.give_back(1)
+
+    def lane(self, size: float) -> _Lane:
+        """The lane of an object of `size` bytes."""
+        return self._small if size <= self._small_object else self._large
+
+
+class Lease:
+    """The memory that one object has been granted."""
+
+    __slots__ = ("_lane", "_memory", "_privileged", "_size")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._lane = memory.lane(0)
+        self._size = 0
+        self._privileged = False
+
+    async def take(self, size: int) -> None:
+        """Wait for `size` bytes, before they are read. Once, and before anything else."""
+        self._lane = lane = self._memory.lane(size)
+        size = min(size, lane.limit)
+        if lane.waiting or lane.used + size > lane.limit:
+            await lane.wait(size)
+        else:
+            lane.used += size
+        self._size += size
+
+    async def grow(self, size: int) -> None:
+        """Wait for `size` bytes more, of an object whose size nobody knows. Not together with `take`.
+
+        Where there is no room, one object at a time goes beyond the limit: were all to wait for each other, none
+        would ever finish.
+        """
+        lane = self._lane = self._memory.lane(UNKNOWN)
+        if not self._privileged and lane.used + size > lane.limit:
+            await lane.privilege.acquire()
+            self._privileged = True
+        self.add(size)
+
+    def add(self, size: int) -> None:
+        """Count bytes that are there already."""
+        self._lane.used += size
+        self._size += size
+
+    def release(self) -> None:
+        """The object is finished. May be called more than once."""
+        if self._privileged:
+            self._privileged = False
+            self._lane.privilege.release()
+        if self._size:
+            self._lane.give_back(self._size)
+            self._size = 0
+
+
+class _Lane:
+    __slots__ = ("limit", "privilege", "used", "waiting")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.privilege = asyncio.Lock()
+
+    async def wait(self, size: int) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (size, place)
+        self.waiting.append(entry)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.give_back(size)
+            elif entry in self.waiting:
+                self.waiting.remove(entry)
+                self._admit()
+            raise
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
+        if self.waiting:
+            self._admit()
+
+    def _admit(self) -> None:
+        while self.waiting:
+            size, place = self.waiting[0]
+            if self.used and self.used + size > self.limit:
+                return
+            self.waiting.popleft()
+            if not place.done():
+                self.used += size
+                place.set_result(None)

@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse
 
 from ..errors import MethodNotAllowedError
 from ..server import ETLServer
+from .admission import Lease
 from .asgi import ASGIExchange, escaped_path, serve_websocket
 from .exchange import DOWNLOAD, HEALTH, WEBSOCKET, Answer, Exchange
 from .worker import Handler, Worker
@@ -96,7 +97,7 @@ class ETLApp(FastAPI):
 
 
 def _only(allow: str) -> Handler:
-    async def refuse(exchange: Exchange) -> Answer:
+    async def refuse(exchange: Exchange, _: Lease) -> Answer:
         raise MethodNotAllowedError(f"{exchange.method} is not allowed here, expected {allow}", allow)
 
     return refuse

@@ -124,6 +124,12 @@ class ResponseRawReader(io.RawIOBase):
         self.failure: BaseException | None = None
         """Why the rest of the body cannot be read."""
 
+    @property
+    def length(self) -> int | None:
+        """The body's size in bytes, where the response says it."""
+        length = self._response.headers.get("content-length")
+        return int(length) if length is not None and length.isdecimal() else None
+
     def readable(self) -> bool:
         return True
 

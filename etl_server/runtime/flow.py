@@ -49,6 +49,7 @@ class Inflow:
         "_paused",
         "_resume",
         "_sink",
+        "_spool",
         "_waiter",
         "_whole",
         "ended",
@@ -66,6 +67,7 @@ class Inflow:
         self._error: BaseException | None = None
         self._paused = False
         self._sink: ThreadReader | None = None
+        self._spool: io.BytesIO | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._whole: float = 0
         self.ended = False
@@ -80,12 +82,17 @@ class Inflow:
             if self._sink.feed(data):
                 self._pause_sender()
             return
-        self._chunks.append(data)
         self.size += len(data)
         if self._whole:
+            if self._spool is not None:
+                self._spool.write(data)
+            else:
+                self._chunks.append(data)
+                self._begin_spool()
             if self.size > self._whole:
                 self._wake()
             return
+        self._chunks.append(data)
         if self.size > HIGH_WATER:
             self._pause_sender()
         self._wake()
@@ -144,13 +151,11 @@ class Inflow:
         if self.size > self._whole:
             raise BodyTooLargeError.beyond(limit)
         self.size = 0
-        if len(self._chunks) == 1:
-            return self._chunks.popleft()
-        # A BytesIO gives its buffer away without a copy, so that a large body is in memory once and not twice.
-        whole = io.BytesIO()
-        while self._chunks:
-            whole.write(self._chunks.popleft())
-        return whole.getvalue()
+        self._begin_spool()
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            return spool.getvalue()
+        return self._chunks.popleft() if self._chunks else b""
 
     def thread_reader(self, limit: int | None = None) -> ThreadReader:
         """Give the body to a worker thread; from now on it can be taken there only."""
@@ -170,6 +175,13 @@ class Inflow:
         else:
             self._resume_sender()
         return sink
+
+    def _begin_spool(self) -> None:
+        """Put more than one piece together. A BytesIO gives its buffer away uncopied: a body is in memory once."""
+        if len(self._chunks) > 1 and self._spool is None:
+            self._spool = io.BytesIO()
+            while self._chunks:
+                self._spool.write(self._chunks.popleft())
 
     def _ask(self) -> None:
         demand, self._demand = self._demand, None

@@ -342,6 +342,9 @@ class HttpExchange:
             transport.write(b"".join(head))
         else:
             transport.writelines((b"".join(head), body))
+            if protocol.flow.write_paused:
+                # The object counts as taken, and its memory as free, when the client has it.
+                await protocol.flow.drain()
         self.response_complete = True
         protocol.exchange_ended(self)
 

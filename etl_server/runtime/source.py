@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 import requests
 
 from ..errors import BodyTooLargeError, UpstreamUnreachableError
+from .admission import Lease
 from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
 from .files import LocalFiles, opened_path
 from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
@@ -57,11 +58,13 @@ class Source(Protocol):
 class BodySource:
     """The body of the request itself."""
 
-    def __init__(self, body: Inflow, length: int | None, limit: int | None) -> None:
+    def __init__(self, body: Inflow, length: int | None, limit: int | None, lease: Lease) -> None:
         """Raises `BodyTooLargeError` where `length`, if known, is over the `limit`."""
         if limit is not None and (length or 0) > limit:
             raise BodyTooLargeError.beyond(limit)
         self._body = body
+        self._length = length
+        self._lease = lease
         self._limit = limit
         self._whole: bytes | None = None
         self._reader: ThreadReader | None = None
@@ -80,13 +83,14 @@ class BodySource:
 
     async def read(self) -> bytes:
         if self._whole is None:
-            self._whole = await self._body.read(self._limit)
+            self._whole = await _read_admitted(self._body, self._length, self._limit, self._lease)
         return self._whole
 
     async def read_if_here(self, limit: int) -> None:
         """Take the body if it has come in whole and has at most `limit` bytes: then it can be read again."""
         if self._whole is None and self._body.ended and self._body.size <= limit:
-            await self.read()
+            self._whole = await self._body.read(self._limit)
+            self._lease.add(len(self._whole))
 
     def opener(self) -> Callable[[], BinaryIO]:
         if self._whole is not None:
@@ -133,21 +137,41 @@ class BlockingSource(ABC):
     repeatable = True
     whole = None
 
-    def __init__(self, threads: WorkerThreads, limit: int | None) -> None:
+    def __init__(self, threads: WorkerThreads, limit: int | None, lease: Lease) -> None:
         self._threads = threads
         self._limit = limit
+        self._lease = lease
         self._opened: BinaryIO | None = None
 
     @abstractmethod
     def open(self) -> BinaryIO:
         """A reader of the object from its beginning."""
 
+    @abstractmethod
+    def size(self, reader: BinaryIO) -> int | None:
+        """Bytes that a reader from `open` will give, where that is known."""
+
     @property
     def failure(self) -> BaseException | None:
         return None
 
     async def read(self) -> bytes:
-        return await self._threads.run(self._read)
+        read = await self._threads.run(self._read_small)
+        if isinstance(read, bytes):
+            self._lease.add(len(read))
+            return read
+        reader, size = read
+        try:
+            if size is not None:
+                await self._lease.take(size)
+                return await self._threads.run(reader.read)
+            whole = io.BytesIO()
+            while piece := await self._threads.run(reader.read, PIECE):
+                await self._lease.grow(len(piece))
+                whole.write(piece)
+            return whole.getvalue()
+        finally:
+            reader.close()
 
     def opener(self) -> Callable[[], BinaryIO]:
         return self.open
@@ -165,16 +189,21 @@ class BlockingSource(ABC):
         if self._opened is not None:
             self._opened.close()
 
-    def _read(self) -> bytes:
-        with self.open() as reader:
+    def _read_small(self) -> bytes | tuple[BinaryIO, int | None]:
+        """The object, if it is small; else a reader, and how many bytes that will give."""
+        reader = self.open()
+        size = self.size(reader)
+        if size is None or size > PIECE:
+            return reader, size
+        with reader:
             return reader.read()
 
 
 class FileSource(BlockingSource):
     """A local file that the target named."""
 
-    def __init__(self, fqn: str, files: LocalFiles, threads: WorkerThreads, limit: int | None) -> None:
-        super().__init__(threads, limit)
+    def __init__(self, fqn: str, files: LocalFiles, threads: WorkerThreads, limit: int | None, lease: Lease) -> None:
+        super().__init__(threads, limit, lease)
         self._fqn = fqn
         self._files = files
 
@@ -188,6 +217,9 @@ class FileSource(BlockingSource):
             file.close()
             raise BodyTooLargeError.beyond(self._limit)
         return file
+
+    def size(self, reader: BinaryIO) -> int | None:
+        return os.fstat(reader.fileno()).st_size
 
     def _path(self) -> str:
         with self.open() as file:
@@ -206,8 +238,9 @@ class UrlSource(BlockingSource):
         threads: WorkerThreads,
         timeout: float,
         limit: int | None,
+        lease: Lease,
     ) -> None:
-        super().__init__(threads, limit)
+        super().__init__(threads, limit, lease)
         self._url = url
         self._session = session
         self._timeout = timeout
@@ -222,6 +255,9 @@ class UrlSource(BlockingSource):
             self._session(), self._url, self._timeout, redirects=self.redirects, limit=self._limit
         )
         return buffered(reader)
+
+    def size(self, reader: BinaryIO) -> int | None:
+        return None if self._reader is None else self._reader.length
 
 
 class TargetSource(UrlSource):
@@ -238,8 +274,9 @@ class TargetSource(UrlSource):
         threads: WorkerThreads,
         timeout: float,
         limit: int | None,
+        lease: Lease,
     ) -> None:
-        super().__init__(url, session, threads, timeout, limit)
+        super().__init__(url, session, threads, timeout, limit, lease)
         self._headers = headers
         self._outbound = outbound
         self._response: Response | None = None
@@ -247,7 +284,7 @@ class TargetSource(UrlSource):
     async def read(self) -> bytes:
         response = await self._get()
         try:
-            return await response.read(self._limit)
+            return await _read_admitted(response, response.length, self._limit, self._lease)
         finally:
             response.close()
 
@@ -268,6 +305,23 @@ class TargetSource(UrlSource):
         finally:
             response.close()
         raise upstream_error(response.status, content, response.headers.get("content-type", ""))
+
+
+async def _read_admitted(body: Inflow | Response, length: int | None, limit: int | None, lease: Lease) -> bytes:
+    """A whole body, which is not read before there is memory for it."""
+    if limit is not None and (length or 0) > limit:
+        raise BodyTooLargeError.beyond(limit)
+    if length is not None:
+        await lease.take(length)
+        return await body.read(limit)
+    whole = io.BytesIO()
+    while batch := await body.receive():
+        for piece in batch:
+            whole.write(piece)
+        if limit is not None and whole.tell() > limit:
+            raise BodyTooLargeError.beyond(limit)
+        await lease.grow(sum(map(len, batch)))
+    return whole.getvalue()
 
 
 def _once(data: bytes) -> Callable[[], Awaitable[Batch]]:

@@ -10,6 +10,7 @@ from typing import Protocol
 from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, error_body
 from ..wire.control import ControlMessage, InvalidControlMessageError, parse_control_message
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
+from .admission import Lease
 from .eager import start_eagerly
 from .exchange import DIRECT_PUT_LENGTH_HEADER
 from .flow import Batch
@@ -53,6 +54,7 @@ class Session:
         self._taking = True
         self._ended = asyncio.Event()
         self._paused = False
+        self._waiting: asyncio.Task[None] | None = None
         self._ticket = worker.admission.enter()
         worker.admission.on_drain(self._drain)
 
@@ -69,6 +71,7 @@ class Session:
                     self._start(control, b"")
                 else:
                     self._control = control
+                    self._wait_for_memory()
             elif isinstance(message, str):
                 raise InvalidControlMessageError("the object is a text message, expected a binary one")
             else:
@@ -81,7 +84,7 @@ class Session:
     def fail(self, code: int, reason: str) -> None:
         """What comes cannot be taken: once the answers that are due have been sent, close with `code`."""
         self._taking = False
-        self._due.append(_Due(ControlMessage(), None, (code, reason)))
+        self._due.append(_Due(ControlMessage(), Lease(self._worker.admission.memory), (code, reason)))
         self._answer()
 
     def gone(self) -> None:
@@ -96,7 +99,7 @@ class Session:
     # Objects
 
     def _start(self, control: ControlMessage, data: bytes) -> None:
-        due = _Due(control, None, None)
+        due = _Due(control, Lease(self._worker.admission.memory))
         self._due.append(due)
         self._taking = not self._worker.admission.draining.is_set()
         due.task = start_eagerly(self._process(due, data), eager=self._worker.eager)
@@ -104,29 +107,28 @@ class Session:
             self._answer()
         else:
             due.task.add_done_callback(self._work_ended)
-        if len(self._due) >= WINDOW and not self._paused:
-            self._paused = True
-            self._socket.pause()
+        self._set_paused()
 
     async def _process(self, due: _Due, data: bytes) -> None:
         try:
-            due.result = await self._transform(due.control, data)
+            due.result = await self._transform(due.control, data, due.lease)
         except Exception as error:
             due.error = error
 
-    async def _transform(self, control: ControlMessage, data: bytes) -> bytes | str:
+    async def _transform(self, control: ControlMessage, data: bytes, lease: Lease) -> bytes | str:
         """The message to answer with: the transformed object, or as text the bytes that were delivered."""
         worker = self._worker
         request = ObjectRequest.make(control.path, control.etl_args, control.pipeline)
         source: Source
         if control.fqn:
-            source = worker.file_source(control.fqn)
+            source = worker.file_source(control.fqn, lease)
         else:
             limit = worker.settings.max_body
             if limit is not None and len(data) > limit:
                 raise BodyTooLargeError.beyond(limit)
+            lease.add(len(data))
             source = BytesSource(data)
-        answer = await worker.process(request, source)
+        answer = await worker.process(request, source, lease)
         if answer.status == HTTPStatus.NO_CONTENT:
             return dict(answer.headers).get(DIRECT_PUT_LENGTH_HEADER, "0")
         if isinstance(answer.body, bytes):
@@ -147,6 +149,7 @@ class Session:
         due = self._due
         while due and due[0].done and not self._ended.is_set():
             head = due.popleft()
+            head.lease.release()
             if head.closing is not None:
                 self._close(*head.closing)
             elif head.error is not None:
@@ -155,11 +158,30 @@ class Session:
                 self._socket.send(head.result)
         if self._ended.is_set():
             return
-        if self._paused and len(due) < WINDOW:
-            self._paused = False
-            self._socket.resume()
+        self._set_paused()
         if not due and self._worker.admission.draining.is_set() and self._control is None:
             self._close(GOING_AWAY, "the server is stopping")
+
+    def _wait_for_memory(self) -> None:
+        """Leave the object in its sender's socket while there is no room for it."""
+        memory = self._worker.admission.memory
+        if memory.full and self._waiting is None:
+            self._waiting = asyncio.create_task(memory.wait_for_room())
+            self._waiting.add_done_callback(self._memory_there)
+            self._set_paused()
+
+    def _memory_there(self, _: asyncio.Task[None]) -> None:
+        self._waiting = None
+        self._set_paused()
+
+    def _set_paused(self) -> None:
+        paused = not self._ended.is_set() and (len(self._due) >= WINDOW or self._waiting is not None)
+        if paused != self._paused:
+            self._paused = paused
+            if paused:
+                self._socket.pause()
+            else:
+                self._socket.resume()
 
     def _report(self, error: Exception, control: ControlMessage) -> None:
         """Report a failed object so that it cannot be taken for success."""
@@ -194,9 +216,12 @@ class Session:
     def _end(self) -> None:
         self._taking = False
         self._ended.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
         for due in self._due:
             if due.task is not None:
                 due.task.cancel()
+            due.lease.release()
         self._due.clear()
         self._worker.admission.leave(self._ticket, self._drain)
 
@@ -204,13 +229,12 @@ class Session:
 class _Due:
     """An answer that is due: to an object, or the end of the connection."""
 
-    __slots__ = ("closing", "control", "error", "result", "task")
+    __slots__ = ("closing", "control", "error", "lease", "result", "task")
 
-    def __init__(
-        self, control: ControlMessage, task: asyncio.Task[None] | None, closing: tuple[int, str] | None
-    ) -> None:
+    def __init__(self, control: ControlMessage, lease: Lease, closing: tuple[int, str] | None = None) -> None:
         self.control = control
-        self.task = task
+        self.lease = lease
+        self.task: asyncio.Task[None] | None = None
         self.closing = closing
         self.result: bytes | str = b""
         self.error: Exception | None = None

@@ -36,7 +36,7 @@ from ..wire.names import (
     encode_uname,
 )
 from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, has_path, parse_etl_pipeline
-from .admission import Admission
+from .admission import Admission, Lease
 from .clients import plain_session
 from .deliver import Deliverer
 from .exchange import Answer, Exchange
@@ -47,11 +47,13 @@ from .outbound import Headers, Outbound
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
 from .threads import WorkerThreads
 
+STREAM_MEMORY = 2 * 1024 * 1024
+"""Bytes that an object takes up while it streams: what waits on its way in, and on its way out."""
 LONGEST_BACKOFF = 30
 """Seconds between two tries to deliver, at the most."""
 
 
-Handler = Callable[[Exchange], Awaitable[Answer]]
+Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 """What answers one kind of request."""
 
 
@@ -97,7 +99,7 @@ class Worker:
             if self.started:
                 return
             settings = self.settings
-            self.admission = Admission()
+            self.admission = Admission(settings.max_memory // settings.workers)
             self.threads = WorkerThreads()
             self.outbound = Outbound(settings)
             self.files = LocalFiles(settings.fqn_roots)
@@ -138,8 +140,15 @@ class Worker:
         Raises:
             Exception: the answer broke off after its first byte; the transport is to cut the connection.
         """
+        lease = Lease(self.admission.memory)
         try:
-            answer = await handler(exchange)
+            await self._answer(handler, exchange, lease)
+        finally:
+            lease.release()
+
+    async def _answer(self, handler: Handler, exchange: Exchange, lease: Lease) -> None:
+        try:
+            answer = await handler(exchange, lease)
         except ClientDisconnectedError:
             return
         except Exception as error:
@@ -157,24 +166,28 @@ class Worker:
 
     # The requests of the protocol: each makes a request and its source
 
-    async def push(self, exchange: Exchange) -> Answer:
+    async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""
         query = decode_query(exchange.query)
         request = self._request(decode_path(exchange.path), query, exchange.pipeline)
-        return await self.process(request, self._file(query) or self._body_source(exchange))
+        source = self._file(query, lease)
+        if source is None:
+            source = BodySource(exchange.body, exchange.content_length, self.settings.max_body, lease)
+        return await self.process(request, source, lease)
 
-    async def pull(self, exchange: Exchange) -> Answer:
+    async def pull(self, exchange: Exchange, lease: Lease) -> Answer:
         """GET: the object is the target's, or a local file."""
         query = decode_query(exchange.query)
         name = decode_path(exchange.path)
         request = self._request(name, query, exchange.pipeline)
-        source = self._file(query)
+        source = self._file(query, lease)
         if source is None:
             latest = query.get(LATEST_VERSION)
-            source = self._target_source(name, f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else "")
-        return await self.process(request, source)
+            version = f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else ""
+            source = self._target_source(name, version, lease)
+        return await self.process(request, source, lease)
 
-    async def download(self, exchange: Exchange) -> Answer:
+    async def download(self, exchange: Exchange, lease: Lease) -> Answer:
         """POST /download: the object is what a URL answers."""
         query = decode_query(exchange.query)
         url, name = query.get("original_url", ""), query.get("object_to", "")
@@ -183,16 +196,16 @@ class Worker:
         if not url.lower().startswith(("http://", "https://")):
             raise BadRequestError("original_url must be an http(s) URL")
         settings = self.settings
-        source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body)
-        return await self.process(self._request(name, query, exchange.pipeline), source)
+        source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body, lease)
+        return await self.process(self._request(name, query, exchange.pipeline), source, lease)
 
-    def file_source(self, fqn: str) -> FileSource:
+    def file_source(self, fqn: str, lease: Lease) -> FileSource:
         """The object is a local file."""
-        return FileSource(fqn, self.files, self.threads, self.settings.max_body)
+        return FileSource(fqn, self.files, self.threads, self.settings.max_body, lease)
 
     # source -> execute -> deliver
 
-    async def process(self, request: ObjectRequest, source: Source) -> Answer:
+    async def process(self, request: ObjectRequest, source: Source, lease: Lease) -> Answer:
         """Transform one object and see to it that it gets where it is to go.
 
         Raises:
@@ -201,6 +214,10 @@ class Worker:
         if request.stage and has_path(request.stage) and not self.settings.host_target.get_secret_value():
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
         content = await self._transform(request, source)
+        if isinstance(content, BatchStream):
+            lease.add(STREAM_MEMORY)
+        elif content is not source.whole:
+            lease.add(len(content))
         if not request.stage:
             return Answer(200, content, self.server.get_mime_type())
         return await self._deliver(request, source, content)
@@ -252,14 +269,11 @@ class Worker:
             raise BadRequestError("The path names no object")
         return ObjectRequest.make(name, query.get(ETL_ARGS, ""), pipeline)
 
-    def _file(self, query: dict[str, str]) -> Source | None:
+    def _file(self, query: dict[str, str], lease: Lease) -> Source | None:
         fqn = query.get(ETL_FQN)
-        return self.file_source(decode_fqn(fqn)) if fqn else None
+        return self.file_source(decode_fqn(fqn), lease) if fqn else None
 
-    def _body_source(self, exchange: Exchange) -> Source:
-        return BodySource(exchange.body, exchange.content_length, self.settings.max_body)
-
-    def _target_source(self, name: str, query: str) -> Source:
+    def _target_source(self, name: str, query: str, lease: Lease) -> Source:
         target = self.settings.host_target.get_secret_value()
         if not target:
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: reading objects of the target needs it")
@@ -272,6 +286,7 @@ class Worker:
             self.threads,
             self.settings.io_timeout,
             self.settings.max_body,
+            lease,
         )
 
     def error_answer(self, error: Exception, what: str) -> Answer:
