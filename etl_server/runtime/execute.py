@@ -22,6 +22,8 @@ INLINE_SECONDS = 0.0002
 """A transform that takes longer than this does not belong on the event loop."""
 INLINE_RUNS = 4
 """Runs in a row that have to be that fast before one is run there."""
+MOST_PACES = 1024
+"""Different arguments whose speed is remembered."""
 INLINE_BYTES = 256 * 1024
 """Bytes, in or out, up to which a stream may run on the event loop."""
 
@@ -33,7 +35,7 @@ class Executor:
         self.server = server
         self.threads = threads
         self.timeout = server.settings.object_timeout
-        self.pace = Pace()
+        self._paces: dict[str, Pace] = {}
         self._slots = asyncio.Semaphore(server.max_concurrency) if server.max_concurrency else None
         self._execution = server.execution
         # A plain function around an async one shows itself by what `transform` returns. A stream's reader has to be
@@ -48,7 +50,7 @@ class Executor:
         """
         await self._acquire()
         try:
-            if self.is_async or self._runs_inline(data):
+            if self.is_async or self._runs_inline(data, etl_args):
                 try:
                     result = self._timed_transform(data, path, etl_args)
                     if inspect.isawaitable(result):
@@ -80,7 +82,7 @@ class Executor:
             stream = _AsyncStream(self, source, path, etl_args)
         else:
             begun: _Begun | None = None
-            if source.whole is not None and self._runs_inline(source.whole):
+            if source.whole is not None and self._runs_inline(source.whole, etl_args):
                 try:
                     begun = self._begin_inline(source.whole, path, etl_args)
                 except (Exception, SystemExit) as error:
@@ -118,10 +120,19 @@ class Executor:
         if self._slots is not None:
             self._slots.release()
 
-    def _runs_inline(self, data: bytes | str) -> bool:
+    def pace(self, etl_args: str) -> Pace:
+        """What is known of the transform's speed with these arguments: others may make it do something else."""
+        pace = self._paces.get(etl_args)
+        if pace is None:
+            if len(self._paces) >= MOST_PACES:
+                self._paces.clear()
+            pace = self._paces[etl_args] = Pace()
+        return pace
+
+    def _runs_inline(self, data: bytes | str, etl_args: str) -> bool:
         if self._execution == "auto":
             # A path stands for a file that is still to be read.
-            return not isinstance(data, str) and self.pace.is_fast(len(data))
+            return not isinstance(data, str) and self.pace(etl_args).is_fast(len(data))
         return self._execution == "inline"
 
     def _timed_transform(self, data: bytes | str, path: str, etl_args: str) -> Any:
@@ -129,7 +140,7 @@ class Executor:
         try:
             return self.server.transform(data, path, etl_args)
         finally:
-            self.pace.record(len(data), perf_counter() - started)
+            self.pace(etl_args).record(len(data), perf_counter() - started)
 
     def _begin_inline(self, whole: bytes, path: str, etl_args: str) -> _Begun:
         """Run a stream on the loop as far as that is quick; a thread takes over what turns out not to be."""
@@ -142,9 +153,9 @@ class Executor:
             batch.append(_as_bytes(piece, "transform_stream() yielded"))
             size += len(batch[-1])
             if self._execution == "auto" and (size > INLINE_BYTES or perf_counter() - started > INLINE_SECONDS):
-                self.pace.record(len(whole), INLINE_SECONDS * 2)
+                self.pace(etl_args).record(len(whole), INLINE_SECONDS * 2)
                 return _Begun(iterator, reader, batch, finished=False)
-        self.pace.record(len(whole), perf_counter() - started)
+        self.pace(etl_args).record(len(whole), perf_counter() - started)
         return _Begun(iterator, reader, batch, finished=True)
 
 
@@ -263,7 +274,7 @@ class _ThreadStream(_Stream):
         except BaseException as raised:
             error = RuntimeError(f"{type(raised).__name__}: {raised}")
         if self._source.whole is not None:
-            self._executor.pace.record(len(self._source.whole), perf_counter() - started)
+            self._executor.pace(etl_args).record(len(self._source.whole), perf_counter() - started)
         self._outflow.finish(error)
 
     def _produce(self, reader: BinaryIO, iterator: Iterator[Any], batch: Batch) -> None:

@@ -49,12 +49,14 @@ class ObjectProtocol(HttpToolsProtocol):
         self._unsent = 0
         self._watch: asyncio.TimerHandle | None = None
         self._default_headers: Any = None
-        self._default_head = b""
+        self._heads: dict[tuple[int, str], bytes] = {}
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.pause = self.flow.pause_reading
+        self.resume = self.flow.resume_reading
         self._watch = self.loop.call_later(CHECK_INTERVAL, self._check)
 
     def data_received(self, data: bytes) -> None:
@@ -176,13 +178,19 @@ class ObjectProtocol(HttpToolsProtocol):
             # Not from here: a thousand pipelined requests would nest a thousand deep.
             self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
 
-    def default_head(self) -> bytes:
-        """uvicorn's own headers (Date, which it renews every second), as they go out."""
-        headers = self.server_state.default_headers
+    def head(self, status: int, content_type: str) -> bytes:
+        """The beginning of an answer's head, which is the same for many."""
+        headers = self.server_state.default_headers  # uvicorn's own: Date, which it renews every second
         if headers is not self._default_headers:
             self._default_headers = headers
-            self._default_head = b"".join(b"%s: %s\r\n" % header for header in headers)
-        return self._default_head
+            self._heads = {}
+        head = self._heads.get((status, content_type))
+        if head is None:
+            lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers)]
+            if content_type:
+                lines.append(b"content-type: %s\r\n" % content_type.encode("latin-1"))
+            head = self._heads[status, content_type] = b"".join(lines)
+        return head
 
     def _refuse(self, status: int, reason: bytes) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -266,8 +274,7 @@ class HttpExchange:
                 self.pipeline = value.decode("latin-1").strip()
             elif name == b"expect":
                 self._continue = value.lower() == b"100-continue"
-        flow = protocol.flow
-        self.body = Inflow(flow.pause_reading, flow.resume_reading, self._send_continue if self._continue else None)
+        self.body = Inflow(protocol.pause, protocol.resume, self._send_continue if self._continue else None)
 
     def start(self) -> None:
         """Serve the object: to the end if nothing has to be waited for, else on in a task."""
@@ -315,40 +322,36 @@ class HttpExchange:
         chunked = answer.chunked and answer.status != 204
         if protocol.worker.admission.draining.is_set() or (self._continue and not self.body.ended):
             self.keep_alive = False
-        head = [STATUS_LINE[answer.status], protocol.default_head()]
-        if answer.content_type:
-            head.append(b"content-type: %s\r\n" % answer.content_type.encode("latin-1"))
+        head = protocol.head(answer.status, answer.content_type)
         for name, value in answer.headers:
-            head.append(f"{name}: {value}\r\n".encode("latin-1"))
-        if chunked and self._http10:
-            self.keep_alive = chunked = False
-        elif chunked:
-            head.append(b"transfer-encoding: chunked\r\n")
-        elif answer.status != 204:
-            head.append(b"content-length: %d\r\n" % (len(body) if isinstance(body, bytes) else answer.length or 0))
-        if not self.keep_alive:
-            head.append(b"connection: close\r\n")
-        elif self._http10:
-            head.append(b"connection: keep-alive\r\n")
-        head.append(b"\r\n")
-        if isinstance(body, BatchStream):
-            transport.write(b"".join(head))
-            await self._send_stream(body, chunked, answer.length)
-        elif chunked:
-            head.append(b"0\r\n\r\n")
-            transport.write(b"".join(head))
-        elif len(body) <= SMALL:
-            head.append(body)
-            transport.write(b"".join(head))
+            head += f"{name}: {value}\r\n".encode("latin-1")
+        if not self.keep_alive or self._http10:
+            self.keep_alive = self.keep_alive and not chunked
+            head += b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n"
+            chunked = chunked and not self._http10
+        if chunked:
+            head += b"transfer-encoding: chunked\r\n\r\n"
+        elif answer.status == 204 or answer.chunked:
+            head += b"\r\n"
+        elif isinstance(body, bytes):
+            head = b"%scontent-length: %d\r\n\r\n" % (head, len(body))
         else:
-            transport.writelines((b"".join(head), body))
+            head += b"content-length: %d\r\n\r\n" % (answer.length or 0)
+        if self.method == "HEAD":
+            transport.write(head)
+        elif isinstance(body, BatchStream):
+            await self._send_stream(head, body, chunked, answer.length)
+        elif len(body) <= SMALL:
+            transport.write(head + (b"0\r\n\r\n" if chunked else body))
+        else:
+            transport.writelines((head, body))
             if protocol.flow.write_paused:
                 # The object counts as taken, and its memory as free, when the client has it.
                 await protocol.flow.drain()
         self.response_complete = True
         protocol.exchange_ended(self)
 
-    async def _send_stream(self, body: BatchStream, chunked: bool, length: int | None) -> None:
+    async def _send_stream(self, head: bytes, body: BatchStream, chunked: bool, length: int | None) -> None:
         protocol = self._protocol
         transport = protocol.transport
         left = length
@@ -359,15 +362,15 @@ class HttpExchange:
                 if left < 0:
                     raise ValueError(f"the body is longer than its length of {length} bytes")
             if size:
-                transport.writelines((b"%x\r\n" % size, *batch, b"\r\n") if chunked else batch)
+                transport.writelines((head, b"%x\r\n" % size, *batch, b"\r\n") if chunked else (head, *batch))
+                head = b""
             if protocol.flow.write_paused:
                 await protocol.flow.drain()
             if self.disconnected:
                 raise ClientDisconnectedError("The client went away")
         if left:
             raise ValueError(f"the body is {left} bytes shorter than its length of {length}")
-        if chunked:
-            transport.write(b"0\r\n\r\n")
+        transport.write(head + (b"0\r\n\r\n" if chunked else b""))
 
     def _send_continue(self) -> None:
         self._continue = False

@@ -83,14 +83,18 @@ class BodySource:
 
     async def read(self) -> bytes:
         if self._whole is None:
-            self._whole = await _read_admitted(self._body, self._length, self._limit, self._lease)
+            body = self._body
+            if body.ended:
+                self._lease.add(body.size)
+                self._whole = await body.read(self._limit)
+            else:
+                self._whole = await _read_admitted(body, self._length, self._limit, self._lease)
         return self._whole
 
     async def read_if_here(self, limit: int) -> None:
         """Take the body if it has come in whole and has at most `limit` bytes: then it can be read again."""
-        if self._whole is None and self._body.ended and self._body.size <= limit:
-            self._whole = await self._body.read(self._limit)
-            self._lease.add(len(self._whole))
+        if self._body.ended and self._body.size <= limit:
+            await self.read()
 
     def opener(self) -> Callable[[], BinaryIO]:
         if self._whole is not None:

@@ -104,6 +104,8 @@ class Worker:
             self.outbound = Outbound(settings)
             self.files = LocalFiles(settings.fqn_roots)
             self.executor = Executor(self.server, self.threads)
+            # A user's coroutine, and what limits its time, need a task to run in.
+            self.eager = not self.executor.is_async and settings.object_timeout is None
             self.deliverer = Deliverer(settings, self.outbound)
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
@@ -129,11 +131,6 @@ class Worker:
             if "client" in vars(self.server):
                 await self.server.client.aclose()
 
-    @property
-    def eager(self) -> bool:
-        """Whether an object may be served outside of a task until it has to wait; a user's coroutine may not."""
-        return not self.executor.is_async and self.settings.object_timeout is None
-
     async def serve(self, handler: Handler, exchange: Exchange) -> None:
         """The way of one object: from its request to its answer.
 
@@ -141,19 +138,14 @@ class Worker:
             Exception: the answer broke off after its first byte; the transport is to cut the connection.
         """
         lease = Lease(self.admission.memory)
+        answer: Answer | None = None
         try:
-            await self._answer(handler, exchange, lease)
-        finally:
-            lease.release()
-
-    async def _answer(self, handler: Handler, exchange: Exchange, lease: Lease) -> None:
-        try:
-            answer = await handler(exchange, lease)
-        except ClientDisconnectedError:
-            return
-        except Exception as error:
-            answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
-        try:
+            try:
+                answer = await handler(exchange, lease)
+            except ClientDisconnectedError:
+                return
+            except Exception as error:
+                answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
             await exchange.send(answer)
         except ClientDisconnectedError:
             raise
@@ -161,14 +153,15 @@ class Worker:
             self.log_failure(error, f"cut, because the answer broke off: {exchange.method} {exchange.path}")
             raise
         finally:
-            if isinstance(answer.body, BatchStream):
+            lease.release()
+            if answer is not None and isinstance(answer.body, BatchStream):
                 await answer.body.aclose()
 
     # The requests of the protocol: each makes a request and its source
 
     async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""
-        query = decode_query(exchange.query)
+        query = decode_query(exchange.query) if exchange.query else {}
         request = self._request(decode_path(exchange.path), query, exchange.pipeline)
         source = self._file(query, lease)
         if source is None:
@@ -177,7 +170,7 @@ class Worker:
 
     async def pull(self, exchange: Exchange, lease: Lease) -> Answer:
         """GET: the object is the target's, or a local file."""
-        query = decode_query(exchange.query)
+        query = decode_query(exchange.query) if exchange.query else {}
         name = decode_path(exchange.path)
         request = self._request(name, query, exchange.pipeline)
         source = self._file(query, lease)
@@ -189,7 +182,7 @@ class Worker:
 
     async def download(self, exchange: Exchange, lease: Lease) -> Answer:
         """POST /download: the object is what a URL answers."""
-        query = decode_query(exchange.query)
+        query = decode_query(exchange.query) if exchange.query else {}
         url, name = query.get("original_url", ""), query.get("object_to", "")
         if not url or not name:
             raise BadRequestError("The query parameters original_url and object_to are both required")
@@ -267,7 +260,8 @@ class Worker:
     def _request(self, name: str, query: dict[str, str], pipeline: str) -> ObjectRequest:
         if not name:
             raise BadRequestError("The path names no object")
-        return ObjectRequest.make(name, query.get(ETL_ARGS, ""), pipeline)
+        etl_args = query.get(ETL_ARGS, "")
+        return ObjectRequest.make(name, etl_args, pipeline) if pipeline else ObjectRequest(name, etl_args)
 
     def _file(self, query: dict[str, str], lease: Lease) -> Source | None:
         fqn = query.get(ETL_FQN)

@@ -1,0 +1,41 @@
+"""Object names as relative file paths, and back: one to one, and never out of the directory that they are below.
+
+A name's segments are its file's path components. A component that cannot be one, or may not, gets a `%` in front:
+an empty segment, `.`, `..`, and `INCOMING`. So does a segment that already is such a one with `%` before it, which
+keeps the mapping reversible. Every other name, also one that holds a `%`, is its own path.
+"""
+
+from __future__ import annotations
+
+INCOMING = ".etl-server-incoming"
+"""The one file name that no object has: that of the directory where objects wait until they are whole."""
+
+_ESCAPE = "%"
+_ESCAPED = frozenset(("", ".", "..", INCOMING))
+
+
+def object_path(name: str) -> str:
+    """The relative path, with slashes, of the object's file.
+
+    Raises:
+        ValueError: the name has a NUL character, which no file name can hold.
+    """
+    if "\0" in name:
+        raise ValueError("an object's name cannot hold a NUL character")
+    return "/".join(_ESCAPE + segment if _is_escaped(segment) else segment for segment in name.split("/"))
+
+
+def object_name(path: str) -> str:
+    """The name of the object whose file has this relative path: the inverse of `object_path`.
+
+    Raises:
+        ValueError: no object has this path.
+    """
+    components = path.split("/")
+    if not _ESCAPED.isdisjoint(components):
+        raise ValueError(f"{path!r} is no object's path")
+    return "/".join(component[1:] if _is_escaped(component) else component for component in components)
+
+
+def _is_escaped(segment: str) -> bool:
+    return segment.lstrip(_ESCAPE) in _ESCAPED
