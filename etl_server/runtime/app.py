@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
 
 from ..errors import MethodNotAllowedError
 from ..server import ETLServer
@@ -39,7 +38,6 @@ class ETLApp(FastAPI):
 
         super().__init__(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
         self.worker = worker
-        self.add_api_route(HEALTH, self._health, methods=["GET", "HEAD"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -59,6 +57,8 @@ class ETLApp(FastAPI):
 
     def route(self, method: str, path: str) -> Handler | None:
         """What answers a request for an object; None: the request is not for an object. `path` is escaped."""
+        if path == HEALTH:
+            return self.worker.health if method in ("GET", "HEAD") else _only("GET, HEAD")
         if path == DOWNLOAD:
             return self.worker.download if method == "POST" else _only("POST")
         if path in self._other_paths:
@@ -89,11 +89,6 @@ class ETLApp(FastAPI):
             work.cancel()
             pump.cancel()
             self.worker.admission.leave(ticket)
-
-    async def _health(self) -> PlainTextResponse:
-        if self.worker.started and self.worker.admission.draining.is_set():
-            return PlainTextResponse("Draining", status_code=503)
-        return PlainTextResponse("Running")
 
 
 def _only(allow: str) -> Handler:

@@ -34,6 +34,8 @@ STARTUP_FAILURE = 3
 KEEP_ALIVE = 120
 """Seconds that an idle connection is kept: longer than a target keeps its own, so that it is the one to close it."""
 BACKLOG = 4096
+SWITCH_INTERVAL = 0.0005
+"""Seconds for which a thread that computes keeps the interpreter while the event loop wants it."""
 RESPAWN_DELAY = 1.0
 """Seconds to wait before a worker that died is started again."""
 
@@ -88,6 +90,7 @@ def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int
     except Exception as error:
         logger.error("the transform's class cannot be instantiated: %s", error, exc_info=True)
         return STARTUP_FAILURE
+    sys.setswitchinterval(SWITCH_INTERVAL)
     server = _Server(uvicorn_config(app), app, settings.drain_timeout)
     try:
         server.run(sockets=[listener])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,9 +15,13 @@ from ..config import available_cpus
 T = TypeVar("T")
 
 TICK = 0.005
-"""Seconds between two looks at how late the event loop is."""
+"""Seconds between two looks at what the threads do."""
 LATE = 0.005
 """Lateness of the event loop, in seconds, from which threads are too many."""
+IDLE = 0.5
+"""CPUs in use, all threads together, below which they count as waiting for something."""
+FIRST = 2
+"""Threads at once, to begin with."""
 MOST = 256
 """Threads at once, at the most."""
 
@@ -24,17 +29,18 @@ MOST = 256
 class WorkerThreads:
     """Runs functions in daemon threads; belongs to one event loop.
 
-    How many run at once adapts itself: while work waits and the loop is on time, the limit doubles, so that
-    transforms which wait for something overlap; when the loop is late, which happens when they compete for the
-    interpreter, it is halved. A call whose caller has gone away no longer counts: it may hang for ever.
+    How many run at once adapts itself. While work waits and the threads only wait too, the limit doubles; where each
+    of them has a CPU to itself, it rises by one. Threads that compete for the interpreter are not given company, and
+    when that makes the event loop late, their number is halved. A call whose caller has gone away no longer counts:
+    it may hang for ever.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._least = available_cpus()
-        self._limit = max(4, self._least)
+        self._cpus = available_cpus()
+        self._limit = FIRST
         self._running = 0
         self._threads = 0
         self._busy = 0
@@ -128,14 +134,19 @@ class WorkerThreads:
 
     def _schedule_tick(self) -> None:
         due = self._loop.time() + TICK
-        self._loop.call_at(due, self._tick, due)
+        self._loop.call_at(due, self._tick, due, time.process_time(), time.thread_time())
 
-    def _tick(self, due: float) -> None:
+    def _tick(self, due: float, process_time: float, loop_time: float) -> None:
         late = self._loop.time() - due
-        if late > LATE:
-            self._limit = max(self._least, self._limit // 2)
+        computing = (time.process_time() - process_time) - (time.thread_time() - loop_time)
+        cpus = computing / (TICK + late)
+        if late > LATE and cpus > IDLE:
+            self._limit = max(1, self._limit // 2)
         elif self._waiting:
-            self._limit = min(MOST, self._limit * 2)
+            if cpus < IDLE:
+                self._limit = min(MOST, self._limit * 2)
+            elif cpus > 0.8 * self._running and self._running < self._cpus:
+                self._limit = self._running + 1
             self._admit()
         if self._running or self._waiting:
             self._schedule_tick()

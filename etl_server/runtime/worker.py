@@ -159,6 +159,12 @@ class Worker:
 
     # The requests of the protocol: each makes a request and its source
 
+    async def health(self, _: Exchange, __: Lease) -> Answer:
+        """GET /health: whether this process takes objects."""
+        if self.admission.draining.is_set():
+            return Answer(503, b"Draining", "text/plain")
+        return Answer(200, b"Running", "text/plain")
+
     async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""
         query = decode_query(exchange.query) if exchange.query else {}
