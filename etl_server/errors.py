@@ -165,7 +165,7 @@ class ClassLoadError(ETLError):
 
 
 class PayloadError(ETLError):
-    """A serialized class cannot be loaded. The text says which step failed."""
+    """A class cannot be serialized, or a serialized one cannot be loaded. The text says what failed, and where."""
 
 
 def error_body(detail: str) -> bytes:

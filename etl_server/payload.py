@@ -39,6 +39,7 @@ def serialize_class(cls: type[ETLServer], encoding: str = "utf-8") -> str:
 
     Both sides need the same minor version of Python, and what the class uses of installed packages. Local modules that
     are imported inside a function come along if they can be imported here; those imported by a computed name do not.
+    Locks arrive unlocked, and the caches of `functools.cache` empty.
 
     Args:
         cls: a subclass of `ETLServer` that overrides `transform` or `transform_stream`.
@@ -214,7 +215,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduce_class(self, cls: type) -> Any:
         reduced = super().reducer_override(cls)
-        if reduced is NotImplemented or len(reduced) == 2:
+        if reduced is NotImplemented or len(reduced) == 2:  # by name
             return reduced
         if self._travels(cls.__module__):
             self.modules.add(cls.__module__)
@@ -238,7 +239,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         _, slots = reduced[2]
         self._note(function.__module__, slots["__globals__"])
         slots["__globals__"] = {name: self._stand_in(value) for name, value in slots["__globals__"].items()}
-        # This list is loaded before the function can run, and dropped.
+        # This list is loaded before the function can run, and dropped. The function's import statements will find their
+        # modules, unless others have these names there.
         slots["_cloudpickle_submodules"] = [
             *map(self._stand_in, slots["_cloudpickle_submodules"]),
             *(_Call(dict.setdefault, (_LOADED_MODULES, m.__name__, self._stand_in(m))) for m in usage.imports),
@@ -300,8 +302,10 @@ class _Usage:
         self._namespace = function.__globals__
         self._by_value = by_value
         self._variables: dict[str, set[ModuleType]] = {}  # modules that local variables may be
-        known = None
-        while known != (known := sum(map(len, self._variables.values()))):  # a variable may be set after its use: loops
+        known = -1
+        # Until nothing more is found: what sets a variable may come after what uses it.
+        while (found := sum(map(len, self._variables.values()))) > known:
+            known = found
             self._read(function.__code__)
 
     def _read(self, code: CodeType) -> None:
