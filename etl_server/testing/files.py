@@ -116,7 +116,7 @@ class Upload:
         self._file.write(data)
 
     def commit(self) -> None:
-        """Make what was written the object, on disk and at once, in place of the one that may be there.
+        """Sync what was written to disk, and make it the object at once, in place of the one that may be there.
 
         Raises:
             UnstorableError: no file can be where the object's name says.

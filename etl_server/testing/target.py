@@ -73,7 +73,7 @@ class Target:
     Answers: 400 for a malformed uname, a checksum that does not match or is of an unknown type, and a body that
     breaks off; 403 for another ETL's name or secret; 404 for an unknown bucket or object; 405; 409 for an object that
     cannot be stored under its name, such as `a/b` where `a` is an object. Only a 200 to a PUT means that something
-    was stored, and that it is on disk.
+    was stored: the whole of it, its content synced to disk.
     """
 
     def __init__(

@@ -1,0 +1,5 @@
+module etlframework
+
+go 1.25
+
+require github.com/NVIDIA/aistore v1.4.0
