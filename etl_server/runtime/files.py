@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FileForbiddenError, ObjectMissingError
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 _AIS_LAYOUT = re.compile(
     r"""
@@ -25,60 +28,86 @@ class LocalFiles:
     """The files that may be read: those below `roots`, or without roots those of AIStore's on-disk layout."""
 
     def __init__(self, roots: tuple[Path, ...]) -> None:
-        self._roots = tuple(os.path.realpath(root) for root in roots)
+        self._roots = tuple(os.path.realpath(root).rstrip("/") + "/" for root in roots)
 
-    def open(self, fqn: str) -> BinaryIO:
-        """Open a regular file for reading, judged by where it really is: after `..` and symbolic links.
+    def find(self, fqn: str) -> LocalFile:
+        """A regular file, judged by where it really is: after `..` and symbolic links.
 
         Raises:
             FileForbiddenError: it may not be read, or is no regular file.
             ObjectMissingError: it may be read, but is not there.
         """
-        # Judged before it is opened, because opening alone can do something (a device), and again afterwards by the
-        # name that the kernel has for it, because a link could have been changed in between.
-        path = self.resolve(fqn)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise ObjectMissingError(f"File not found: {fqn}") from None
-        except OSError:
-            raise _forbidden(fqn) from None
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._allowed(opened_path(descriptor) or path):
-                raise _forbidden(fqn)
-            return os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    def resolve(self, fqn: str) -> str:
-        """Where `fqn` leads, which need not be there.
-
-        Raises:
-            FileForbiddenError: it leads to where nothing may be read.
-        """
         if "\0" in fqn or not fqn.startswith("/"):
             raise _forbidden(fqn)
         try:
-            path = os.path.realpath(fqn)
-        except (OSError, ValueError):
+            # O_PATH finds a file without opening it, which could do something (a device) or wait (a pipe).
+            descriptor = os.open(os.path.normpath(fqn), os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            # Whether something is there is told of places only that may be read.
+            if error.errno in _MISSING and self._allowed(os.path.realpath(fqn)):
+                raise ObjectMissingError(f"File not found: {fqn}") from None
             raise _forbidden(fqn) from None
-        if not self._allowed(path):
-            raise _forbidden(fqn)
-        return path
+        try:
+            # The kernel's name for what was found; no link that is changed meanwhile can lead elsewhere.
+            path = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - Path costs more than the call
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not self._allowed(path):
+                raise _forbidden(fqn)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return LocalFile(descriptor, path, status.st_size)
 
     def _allowed(self, path: str) -> bool:
         if self._roots:
-            return any(path.startswith(root if root.endswith("/") else root + "/") for root in self._roots)
+            return path.startswith(self._roots)
         return _AIS_LAYOUT.search(path) is not None
 
 
-def opened_path(descriptor: int) -> str | None:
-    """Where an open file really is; None on a system without /proc."""
-    try:
-        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
-    except OSError:
-        return None
+class LocalFile:
+    """A regular file that may be read. Not open yet; a context manager, or `close` it."""
+
+    __slots__ = ("_descriptor", "path", "size")
+
+    def __init__(self, descriptor: int, path: str, size: int) -> None:
+        self._descriptor = descriptor
+        self.path = path
+        """Where it really is."""
+        self.size = size
+        """Bytes."""
+
+    def open(self) -> BinaryIO:
+        """Open it for reading, whatever has become of its path.
+
+        Raises:
+            FileForbiddenError: this process has no right to read it.
+        """
+        try:
+            return open(f"/proc/self/fd/{self._descriptor}", "rb")  # noqa: PTH123 - as above
+        except PermissionError:
+            raise _forbidden(self.path) from None
+
+    def read_if_cached(self) -> bytes | None:
+        """Its content, if that is in the page cache, so that reading it does not wait for a disk."""
+        with self.open() as file:
+            buffer = bytearray(self.size)
+            try:
+                count = os.preadv(file.fileno(), [buffer], 0, os.RWF_NOWAIT)
+            except OSError:  # not in the cache, or a file system that cannot tell
+                return None
+            return bytes(buffer) if count == self.size else None
+
+    def close(self) -> None:
+        """May be called more than once."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _forbidden(fqn: str) -> FileForbiddenError:

@@ -18,7 +18,7 @@ import requests
 from ..errors import BodyTooLargeError, UpstreamUnreachableError
 from .admission import Lease
 from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
-from .files import LocalFiles, opened_path
+from .files import LocalFile, LocalFiles
 from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
 from .outbound import Headers, Outbound, Response
 from .threads import WorkerThreads
@@ -204,30 +204,39 @@ class BlockingSource(ABC):
 
 
 class FileSource(BlockingSource):
-    """A local file that the target named."""
+    """A local file that the target named. Finding it does not wait: the target has just looked it up itself."""
 
     def __init__(self, fqn: str, files: LocalFiles, threads: WorkerThreads, limit: int | None, lease: Lease) -> None:
         super().__init__(threads, limit, lease)
         self._fqn = fqn
         self._files = files
 
-    async def path(self) -> str:
-        """The resolved path of the file, which is there and may be read."""
-        return await self._threads.run(self._path)
+    def path(self) -> str:
+        """Where the file really is; it is there and may be read."""
+        with self._find() as file:
+            return file.path
+
+    async def read(self) -> bytes:
+        with self._find() as file:
+            data = file.read_if_cached() if file.size <= PIECE else None
+            if data is not None:
+                self._lease.add(len(data))
+                return data
+        return await super().read()
 
     def open(self) -> BinaryIO:
-        file = self._files.open(self._fqn)
-        if self._limit is not None and os.fstat(file.fileno()).st_size > self._limit:
-            file.close()
-            raise BodyTooLargeError.beyond(self._limit)
-        return file
+        with self._find() as file:
+            return file.open()
 
     def size(self, reader: BinaryIO) -> int | None:
         return os.fstat(reader.fileno()).st_size
 
-    def _path(self) -> str:
-        with self.open() as file:
-            return opened_path(file.fileno()) or self._files.resolve(self._fqn)
+    def _find(self) -> LocalFile:
+        file = self._files.find(self._fqn)
+        if self._limit is not None and file.size > self._limit:
+            file.close()
+            raise BodyTooLargeError.beyond(self._limit)
+        return file
 
 
 class UrlSource(BlockingSource):

@@ -226,7 +226,7 @@ class Worker:
             return await self.executor.stream(source, request.name, request.etl_args)
         data: bytes | str
         if self.settings.direct_fqn and isinstance(source, FileSource):
-            data = await source.path()
+            data = source.path()
         else:
             data = await source.read()
         return await self.executor.transform(data, request.name, request.etl_args)
