@@ -83,8 +83,9 @@ class ETLApp(FastAPI):
             if not exchange.answered:
                 work.cancel()
             await asyncio.wait((work,))
-            if not work.cancelled():
-                work.result()
+            if not work.cancelled() and work.exception() is not None:
+                # Why has been logged; here it only makes the server cut the connection.
+                raise ConnectionAbortedError("the answer broke off") from None
         finally:
             work.cancel()
             pump.cancel()

@@ -17,6 +17,7 @@ import urllib3.exceptions
 
 from ..config import Settings
 from ..errors import BodyTooLargeError, UpstreamStatusError, UpstreamUnreachableError
+from .logs import redact_clients
 
 if TYPE_CHECKING:
     import httpx
@@ -49,6 +50,7 @@ def target_session(settings: Settings) -> requests.Session:
 
 def plain_session(settings: Settings) -> requests.Session:
     """A `requests.Session` for any host: TLS and pool size, no token."""
+    redact_clients(settings)
     session = requests.Session()
     session.verify = False if settings.skip_verify else str(settings.client_ca) if settings.client_ca else True
     if settings.client_crt:
@@ -70,6 +72,7 @@ def target_client(settings: Settings) -> httpx.AsyncClient:
     import httpx
     import httpx_aiohttp
 
+    redact_clients(settings)
     token = settings.authn_token.get_secret_value()
 
     class TargetToken(httpx.Auth):

@@ -8,7 +8,7 @@ import inspect
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from ..errors import ETLError, TransformError
 from ..server import ETLServer
@@ -22,6 +22,8 @@ INLINE_SECONDS = 0.0002
 """A transform that takes longer than this does not belong on the event loop."""
 INLINE_RUNS = 4
 """Runs in a row that have to be that fast before one is run there."""
+CANCEL_TIMEOUT = 1.0
+"""Seconds that a coroutine which took too long has to end once it is told to."""
 MOST_PACES = 1024
 """Different arguments whose speed is remembered."""
 INLINE_BYTES = 256 * 1024
@@ -106,10 +108,18 @@ class Executor:
         """Wait for a transform, at most `ETL_OBJECT_TIMEOUT`."""
         if self.timeout is None:
             return await work
+        task = asyncio.create_task(_outcome(work))
         try:
-            return await asyncio.wait_for(work, self.timeout)
-        except asyncio.TimeoutError:
-            raise TransformError(f"no result within ETL_OBJECT_TIMEOUT={self.timeout:g} s") from None
+            if not (await asyncio.wait((task,), timeout=self.timeout))[0]:
+                task.cancel()
+                await asyncio.wait((task,), timeout=CANCEL_TIMEOUT)
+                raise TransformError(f"no result within ETL_OBJECT_TIMEOUT={self.timeout:g} s")
+        finally:
+            task.cancel()
+        result, error = task.result()
+        if error is not None:
+            raise error
+        return cast("T", result)
 
     async def _acquire(self) -> None:
         if self._slots is not None:
@@ -331,6 +341,14 @@ class _AsyncStream(_Stream):
         finally:
             self._source.close()
             self._executor.release()
+
+
+async def _outcome(work: Awaitable[T]) -> tuple[T | None, BaseException | None]:
+    """What `work` returns or raises. A task must not raise `SystemExit`: that would end the event loop."""
+    try:
+        return await work, None
+    except (Exception, SystemExit) as error:
+        return None, error
 
 
 def transform_error(error: BaseException) -> ETLError:

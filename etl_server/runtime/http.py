@@ -8,6 +8,8 @@ pipelined requests, and shutting down, are uvicorn's.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -178,6 +180,13 @@ class ObjectProtocol(HttpToolsProtocol):
             # Not from here: a thousand pipelined requests would nest a thousand deep.
             self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
 
+    def cut(self) -> None:
+        """End the connection by a reset: to a client that reads up to its end, a clean end would look like success."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self.transport.is_closing():
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
     def head(self, status: int, content_type: str) -> bytes:
         """The beginning of an answer's head, which is the same for many."""
         headers = self.server_state.default_headers  # uvicorn's own: Date, which it renews every second
@@ -302,11 +311,10 @@ class HttpExchange:
             await protocol.worker.serve(self._handler, self)
         except asyncio.CancelledError:
             if not self.disconnected:
-                protocol.transport.abort()
+                protocol.cut()
                 raise
         except Exception:
-            # Also for a client that reads to the end of the connection, this must not look like the end.
-            protocol.transport.abort()
+            protocol.cut()
         finally:
             protocol.worker.admission.leave(self._ticket)
 

@@ -20,6 +20,26 @@ class RedactingFormatter(logging.Formatter):
         return self._settings.redact(super().format(record))
 
 
+class RedactingFilter(logging.Filter):
+    """Takes the secrets out of what a library logs, whoever formats it."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.settings.redact(record.getMessage()), ()
+        return True
+
+
+def redact_clients(settings: Settings) -> None:
+    """HTTP clients log the URLs that they ask for, and the target's holds a secret."""
+    for name in ("urllib3.connectionpool", "urllib3.util.retry", "httpx"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, RedactingFilter) and known.settings == settings for known in logger.filters):
+            logger.addFilter(RedactingFilter(settings))
+
+
 def configure_logging(settings: Settings) -> None:
     """Send all of this process's logs to stderr, from `ETL_LOG_LEVEL` up."""
     handler = logging.StreamHandler(sys.stderr)

@@ -308,7 +308,9 @@ class Worker:
             raised = error.__cause__ if isinstance(error, TransformError) else None
         lines = [f"{what}: {status} {detail}\n", *(traceback.format_exception(raised) if raised else ())]
         # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
-        self.logger.warning("%s", self.settings.redact("".join(lines)).rstrip())
+        text = self.settings.redact("".join(lines)).rstrip()
+        # Names that are no UTF-8 have surrogates in them, which not every log can take.
+        self.logger.warning("%s", text.encode(errors="backslashreplace").decode())
 
 
 def _is_transient(error: BaseException) -> bool:
