@@ -203,11 +203,13 @@ def _explain(error: ValidationError) -> str:
 
 
 def _variable(name: str) -> str:
-    """The environment's name of a setting, whichever of its names is given."""
+    """The environment's name of a setting; of several, the one that is set."""
     field = Settings.model_fields.get(name)
-    if field is None:
-        return name
-    if field.alias:
+    if field is not None and field.alias:
         return field.alias
-    choices = field.validation_alias
-    return str(choices.choices[0]) if isinstance(choices, AliasChoices) else name
+    for known in Settings.model_fields.values():
+        choices = known.validation_alias
+        if isinstance(choices, AliasChoices) and (known is field or name in choices.choices):
+            names = [str(choice) for choice in choices.choices]
+            return next((choice for choice in names if os.environ.get(choice)), names[0])
+    return name

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from ..errors import ClientDisconnectedError
 from .exchange import PIPELINE_HEADER, Answer
 from .flow import Inflow
-from .websocket import Session
+from .websocket import WINDOW, Session
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class ASGISocket:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._wanted = True
         self.reading = asyncio.Event()
+        """Set while messages are wanted, and while the other side takes its answers."""
         self.reading.set()
 
     async def run(self) -> None:
@@ -136,16 +138,26 @@ class ASGISocket:
                 await self._send(message)
             except OSError:  # the other side is gone
                 return
+            self._set_reading()
 
     def send(self, message: bytes | str) -> None:
         kind = "bytes" if isinstance(message, bytes) else "text"
         self._outgoing.put_nowait({"type": "websocket.send", kind: message})
+        self._set_reading()
 
     def close(self, code: int, reason: str) -> None:
         self._outgoing.put_nowait({"type": "websocket.close", "code": code, "reason": reason})
 
     def pause(self) -> None:
-        self.reading.clear()
+        self._wanted = False
+        self._set_reading()
 
     def resume(self) -> None:
-        self.reading.set()
+        self._wanted = True
+        self._set_reading()
+
+    def _set_reading(self) -> None:
+        if self._wanted and self._outgoing.qsize() < WINDOW:
+            self.reading.set()
+        else:
+            self.reading.clear()

@@ -31,18 +31,10 @@ class Deliverer:
             UpstreamUnreachableError: the connection was lost, stalled, or is not HTTP.
             UpstreamStatusError: the stage answered with an error.
         """
-        headers: list[tuple[str, str]] = []
-        if rest:
-            headers.append((PIPELINE_HEADER, rest))
-        if self._token and has_path(stage):
-            headers.append(("authorization", f"Bearer {self._token}"))
-        if self._checksum is not None and isinstance(content, bytes):
-            headers.append((CHECKSUM_TYPE_HEADER, self._checksum))
-            headers.append((CHECKSUM_VALUE_HEADER, checksum_of(self._checksum, content)))
-        url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
         relayed = False
         try:
-            response = await self._outbound.request("PUT", url, headers, content)
+            url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
+            response = await self._outbound.request("PUT", url, self._headers(stage, rest, content), content)
             try:
                 answer = await self._answer(response, content)
             except BaseException:
@@ -53,6 +45,17 @@ class Deliverer:
         finally:
             if not relayed and not isinstance(content, bytes):
                 await content.aclose()
+
+    def _headers(self, stage: str, rest: str, content: bytes | BatchStream) -> list[tuple[str, str]]:
+        headers: list[tuple[str, str]] = []
+        if rest:
+            headers.append((PIPELINE_HEADER, rest))
+        if self._token and has_path(stage):
+            headers.append(("authorization", f"Bearer {self._token}"))
+        if self._checksum is not None and isinstance(content, bytes):
+            headers.append((CHECKSUM_TYPE_HEADER, self._checksum))
+            headers.append((CHECKSUM_VALUE_HEADER, checksum_of(self._checksum, content)))
+        return headers
 
     async def _answer(self, response: Response, content: bytes | BatchStream) -> Answer:
         if response.status == HTTPStatus.NO_CONTENT:

@@ -8,13 +8,13 @@ import inspect
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 from ..errors import ETLError, TransformError
 from ..server import ETLServer
 from .flow import Batch, BatchStream, Outflow
 from .source import BodySource, Source
-from .threads import WorkerThreads
+from .threads import WorkerThreads, tame
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Executor:
                 try:
                     result = self._timed_transform(data, path, etl_args)
                     if inspect.isawaitable(result):
-                        result = await self.limit(result)
+                        result = await self._finish(result)
                 finally:
                     self.release()
             else:
@@ -64,11 +64,24 @@ class Executor:
                     self.threads.run(self._timed_transform, data, path, etl_args, on_exit=self.release)
                 )
                 if inspect.isawaitable(result):
-                    self.is_async = True
-                    result = await self.limit(result)
+                    await self._acquire()
+                    try:
+                        result = await self._finish(result)
+                    finally:
+                        self.release()
             return _as_bytes(result, "transform() returned")
-        except (Exception, SystemExit) as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             raise transform_error(error) from error
+
+    async def _finish(self, result: Awaitable[Any]) -> Any:
+        """Wait for what an asynchronous transform returned."""
+        if not self.is_async:
+            # A plain function around an async one: from now on it is known for what it is, and starts in a task.
+            self.is_async = True
+            result = asyncio.ensure_future(result)
+        return await self.limit(_tamed(result))
 
     async def stream(self, source: Source, path: str, etl_args: str) -> bytes | BatchStream:
         """The transformed object: whole where it is finished at once, else a stream whose first batch is at hand.
@@ -87,7 +100,7 @@ class Executor:
             if source.whole is not None and self._runs_inline(source.whole, etl_args):
                 try:
                     begun = self._begin_inline(source.whole, path, etl_args)
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     self.release()
                     raise transform_error(error) from error
                 if begun.finished:
@@ -108,7 +121,7 @@ class Executor:
         """Wait for a transform, at most `ETL_OBJECT_TIMEOUT`."""
         if self.timeout is None:
             return await work
-        task = asyncio.create_task(_outcome(work))
+        task = asyncio.ensure_future(work)
         try:
             if not (await asyncio.wait((task,), timeout=self.timeout))[0]:
                 task.cancel()
@@ -116,10 +129,7 @@ class Executor:
                 raise TransformError(f"no result within ETL_OBJECT_TIMEOUT={self.timeout:g} s")
         finally:
             task.cancel()
-        result, error = task.result()
-        if error is not None:
-            raise error
-        return cast("T", result)
+        return task.result()
 
     async def _acquire(self) -> None:
         if self._slots is not None:
@@ -149,6 +159,11 @@ class Executor:
         started = perf_counter()
         try:
             return self.server.transform(data, path, etl_args)
+        except BaseException as error:
+            tamed = tame(error)
+            if tamed is error:
+                raise
+            raise tamed from error
         finally:
             self.pace(etl_args).record(len(data), perf_counter() - started)
 
@@ -232,7 +247,7 @@ class _Stream(BatchStream):
         """The next batch, and whether it is known to be the last; an empty one is."""
         try:
             return await self._executor.limit(self._next())
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             raise transform_error(error) from error
 
     async def _next(self) -> tuple[Batch, bool]:
@@ -279,10 +294,8 @@ class _ThreadStream(_Stream):
                     reader.close()
             # A reader that failed makes the output worthless, even if the transform made do with what it got.
             error = self._source.failure
-        except Exception as raised:
-            error = raised
         except BaseException as raised:
-            error = RuntimeError(f"{type(raised).__name__}: {raised}")
+            error = tame(raised)
         if self._source.whole is not None:
             self._executor.pace(etl_args).record(len(self._source.whole), perf_counter() - started)
         self._outflow.finish(error)
@@ -315,13 +328,13 @@ class _AsyncStream(_Stream):
             reader = await self._source.async_reader()
             made: Any = self._executor.server.transform_stream(reader, *self._arguments)
             if inspect.isawaitable(made):
-                made = await made
+                made = await _tamed(made)
             if not hasattr(made, "__aiter__"):
                 made = _async_iterator(_iterate(made))
             self._iterator = aiter(made)
         while True:
             try:
-                piece = await anext(self._iterator)
+                piece = await _next_piece(self._iterator)
             except StopAsyncIteration:
                 if self._source.failure is not None:
                     raise self._source.failure from None
@@ -343,19 +356,44 @@ class _AsyncStream(_Stream):
             self._executor.release()
 
 
-async def _outcome(work: Awaitable[T]) -> tuple[T | None, BaseException | None]:
-    """What `work` returns or raises. A task must not raise `SystemExit`: that would end the event loop."""
+async def _tamed(work: Awaitable[T]) -> T:
+    """What the user's coroutine returns. What it raises is told apart from what is thrown into it to end it."""
     try:
-        return await work, None
-    except (Exception, SystemExit) as error:
-        return None, error
+        return await work
+    except GeneratorExit:
+        raise
+    except asyncio.CancelledError as error:
+        if _is_being_cancelled():
+            raise
+        raise tame(error) from error
+    except BaseException as error:
+        raise tame(error) from error
+
+
+async def _next_piece(iterator: AsyncIterator[Any]) -> Any:
+    try:
+        return await anext(iterator)
+    except (StopAsyncIteration, GeneratorExit):
+        raise
+    except asyncio.CancelledError as error:
+        if _is_being_cancelled():
+            raise
+        raise tame(error) from error
+    except BaseException as error:
+        raise tame(error) from error
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the current task was told to end; before Python 3.11 nobody can tell, so that it counts as told."""
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 def transform_error(error: BaseException) -> ETLError:
     """What a transform raised, as the error to answer with."""
     if isinstance(error, ETLError):
         return error
-    return TransformError(str(error) or type(error).__name__)
+    return TransformError(str(tame(error)) or type(error).__name__)
 
 
 async def _async_iterator(iterator: Iterator[Any]) -> AsyncIterator[Any]:

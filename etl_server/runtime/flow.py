@@ -117,6 +117,11 @@ class Inflow:
         """Why the rest of the body will not come."""
         return self._error
 
+    @property
+    def paused(self) -> bool:
+        """Whether the sender is stopped."""
+        return self._paused
+
     # The consumer's side
 
     async def receive(self) -> Batch:

@@ -180,10 +180,14 @@ class ObjectProtocol(HttpToolsProtocol):
             # Not from here: a thousand pipelined requests would nest a thousand deep.
             self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())
 
-    def cut(self) -> None:
-        """End the connection by a reset: to a client that reads up to its end, a clean end would look like success."""
+    def cut(self, *, reset: bool) -> None:
+        """End the connection so that what was sent looks like a part.
+
+        Without chunks or a length, as in HTTP/1.0, the end of the connection is the end of the answer: only a `reset`
+        tells that this is not it.
+        """
         connection = self.transport.get_extra_info("socket")
-        if connection is not None and not self.transport.is_closing():
+        if reset and connection is not None and not self.transport.is_closing():
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
@@ -311,10 +315,13 @@ class HttpExchange:
             await protocol.worker.serve(self._handler, self)
         except asyncio.CancelledError:
             if not self.disconnected:
-                protocol.cut()
+                protocol.cut(reset=self._http10)
                 raise
         except Exception:
-            protocol.cut()
+            protocol.cut(reset=self._http10)
+        except BaseException:
+            protocol.cut(reset=self._http10)
+            raise
         finally:
             protocol.worker.admission.leave(self._ticket)
 

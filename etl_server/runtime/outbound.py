@@ -107,7 +107,7 @@ class Outbound:
             if not (await asyncio.wait((connecting,), timeout=CONNECT_TIMEOUT))[0]:
                 raise UpstreamUnreachableError(f"{where} did not connect within {CONNECT_TIMEOUT:g} s")
             _, connection = connecting.result()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a host name that cannot be is a UnicodeError
             if _refused(error):
                 raise UpstreamRefusedError(f"{where} refused the connection") from None
             raise UpstreamUnreachableError(f"{where} cannot be reached: {error}") from None
@@ -275,7 +275,7 @@ class _Connection(asyncio.Protocol):
     def release(self, response: Response) -> None:
         """The end of an exchange whose head has come."""
         if self._response is response:
-            over = self._keep and self.body.ended and self.sent is not None
+            over = self._keep and self.body.ended and not self.body.paused and self.sent is not None
             self._end_exchange()
             self._outbound.give_back(self, over and not self.closed)
 
@@ -349,14 +349,18 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._response is None:
-            self.abort()
+        if self._response is None or self.body.ended:
+            self._keep = False
+            self.abort()  # nobody asked for it
             return
         self.answered = True
         self._active_at = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
+            if self.body.ended:
+                self.abort()
+                return
             self._fail(self._lost("its answer is not valid HTTP"))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -378,8 +382,12 @@ class _Connection(asyncio.Protocol):
 
     # httptools' callbacks
 
+    def on_message_begin(self) -> None:
+        if self._response is not None and self.body.ended:
+            self._keep = False  # something came behind the answer
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._response is not None:
+        if self._response is not None and not self.body.ended:
             self._response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -400,11 +408,11 @@ class _Connection(asyncio.Protocol):
         self._head.set_result(response)
 
     def on_body(self, data: bytes) -> None:
-        if self._response is not None:
+        if self._response is not None and not self.body.ended:
             self.body.feed(data)
 
     def on_message_complete(self) -> None:
-        if self._interim or self._response is None:
+        if self._interim or self._response is None or self.body.ended:
             return
         self._keep = self._parser.should_keep_alive()
         self.body.finish()
@@ -423,11 +431,11 @@ def _parse(url: str) -> tuple[Origin, str]:
     if not slash and "?" in netloc:
         netloc, _, query = netloc.partition("?")
         target = f"?{query}"
-    return _origin(scheme, netloc), f"/{target}"
+    return _origin(scheme.lower(), netloc), f"/{target}"
 
 
-def _refused(error: OSError) -> bool:
+def _refused(error: Exception) -> bool:
     """Whether a connection was refused; asyncio merges the errors of several addresses into one without a number."""
     return isinstance(error, ConnectionRefusedError) or (
-        error.errno is None and f"Errno {errno.ECONNREFUSED}" in str(error)
+        isinstance(error, OSError) and error.errno is None and f"Errno {errno.ECONNREFUSED}" in str(error)
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
+import pickle
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +36,10 @@ KEEP_ALIVE = 120
 BACKLOG = 4096
 SWITCH_INTERVAL = 0.0005
 """Seconds for which a thread that computes keeps the interpreter while the event loop wants it."""
+POLL_INTERVAL = 0.2
+"""Seconds between two looks at whether the workers live."""
+STOP_GRACE = 5.0
+"""Seconds beyond `ETL_DRAIN_TIMEOUT` after which a worker is killed."""
 RESPAWN_DELAY = 1.0
 """Seconds to wait before a worker that died is started again."""
 
@@ -94,8 +98,9 @@ def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int
     server = _Server(uvicorn_config(app), app, settings.drain_timeout)
     try:
         server.run(sockets=[listener])
-    except SystemExit as error:  # uvicorn's way to say that setup() failed
-        return int(error.code or 0)
+    except SystemExit:  # uvicorn's way to say that the application did not start
+        logger.error("setup() failed: %s", app.worker.start_error)
+        return STARTUP_FAILURE
     return 0
 
 
@@ -150,41 +155,42 @@ class _Supervisor:
     """Several worker processes on one socket. One that dies is started again; a failing start ends them all."""
 
     def __init__(self, make: MakeServer, settings: Settings, listener: socket.socket) -> None:
-        self._make = make
+        self._job = pickle.dumps((sys.path, make, settings, listener.fileno()))
         self._settings = settings
         self._listener = listener
-        self._context = multiprocessing.get_context("spawn")
         self._stopping = threading.Event()
-        self._workers: list[multiprocessing.process.BaseProcess] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
-        with _signals(self._stop):
+        with _signals(lambda *_: self._stopping.set()):
             self._workers = [self._spawn() for _ in range(self._settings.workers)]
             code = 0
-            while not code and not self._stopping.is_set():
-                multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=0.5)
+            while not code and not self._stopping.wait(POLL_INTERVAL):
                 code = self._replace_dead()
             self._terminate()
             return code
 
-    def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self._stopping.set()
-
-    def _spawn(self) -> multiprocessing.process.BaseProcess:
-        worker = self._context.Process(
-            target=_work, args=(self._make, self._settings, self._listener, os.getpid()), name="etl-server-worker"
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A fresh interpreter, and not multiprocessing's, which would run the user's script a second time.
+        worker = subprocess.Popen(
+            [sys.executable, "-c", "from etl_server.runtime.serve import work; work()"],
+            stdin=subprocess.PIPE,
+            pass_fds=[self._listener.fileno()],
         )
-        worker.start()
+        if worker.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(self._job)
+                worker.stdin.flush()
         return worker
 
     def _replace_dead(self) -> int:
         for index, worker in enumerate(self._workers):
-            if worker.exitcode is None or self._stopping.is_set():
+            code = worker.poll()
+            if code is None or self._stopping.is_set():
                 continue
-            if worker.exitcode == STARTUP_FAILURE:
-                logger.error("a worker failed to start")
+            if code == STARTUP_FAILURE:
                 return STARTUP_FAILURE
-            logger.error("worker %s died with exit code %s; starting another", worker.pid, worker.exitcode)
+            logger.error("worker %d died with exit code %d; starting another", worker.pid, code)
             if self._stopping.wait(RESPAWN_DELAY):
                 return 0
             self._workers[index] = self._spawn()
@@ -192,27 +198,29 @@ class _Supervisor:
 
     def _terminate(self) -> None:
         for worker in self._workers:
-            if worker.exitcode is None:
-                worker.terminate()
-        deadline = time.monotonic() + self._settings.drain_timeout + 5
+            worker.terminate()
+        deadline = time.monotonic() + self._settings.drain_timeout + STOP_GRACE
         for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-            if worker.exitcode is None:
-                logger.error("worker %s did not stop in time", worker.pid)
+            try:
+                worker.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.error("worker %d did not stop in time", worker.pid)
                 worker.kill()
-                worker.join()
+                worker.wait()
 
 
-def _work(make: MakeServer, settings: Settings, listener: socket.socket, parent: int) -> None:
+def work() -> None:
+    """The life of a worker process: what to serve comes on standard input, whose end is that of the supervisor."""
+    sys.path[:], make, settings, descriptor = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the supervisor
     configure_logging(settings)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    sys.exit(_serve(make, settings, listener))
+    threading.Thread(target=_stop_with_supervisor, daemon=True).start()
+    sys.exit(_serve(make, settings, socket.socket(fileno=descriptor)))
 
 
-def _die_with(parent: int) -> None:
-    """Stop a worker whose supervisor was killed: nobody else would."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _stop_with_supervisor() -> None:
+    # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -238,7 +246,6 @@ def _listen(settings: Settings) -> socket.socket:
         raise ConfigError(
             f"ETL_HOST={settings.host}, ETL_PORT={settings.port}: expected an address that is free: {error.strerror}"
         ) from None
-    listener.set_inheritable(True)
     return listener
 
 

@@ -115,10 +115,8 @@ class WorkerThreads:
             return
         if job.error is None:
             job.done.set_result(job.result)
-        elif isinstance(job.error, Exception) and not isinstance(job.error, StopIteration):
-            job.done.set_exception(job.error)
-        else:  # what must not travel through a future: it would end the loop, or be taken for something else
-            job.done.set_exception(RuntimeError(f"{type(job.error).__name__}: {job.error}"))
+        else:
+            job.done.set_exception(tame(job.error))
 
     def _leave(self) -> None:
         self._running -= 1
@@ -152,6 +150,13 @@ class WorkerThreads:
             self._schedule_tick()
         else:
             self._ticking = False
+
+
+def tame(error: BaseException) -> Exception:
+    """What a user's code raised, as an error that ends neither an event loop nor an iteration."""
+    if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 class _Job:

@@ -199,7 +199,7 @@ class Session:
 
     def _explain(self, error: Exception, what: str) -> str:
         self._worker.log_failure(error, what)
-        return self._worker.settings.redact(error.detail) if isinstance(error, ETLError) else INTERNAL
+        return self._worker.printable(error.detail) if isinstance(error, ETLError) else INTERNAL
 
     # The end
 

@@ -45,7 +45,7 @@ from .files import LocalFiles
 from .flow import BatchStream
 from .outbound import Headers, Outbound
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
-from .threads import WorkerThreads
+from .threads import WorkerThreads, tame
 
 STREAM_MEMORY = 2 * 1024 * 1024
 """Bytes that an object takes up while it streams: what waits on its way in, and on its way out."""
@@ -87,6 +87,8 @@ class Worker:
         self.settings = server.settings
         self.logger = server.logger
         self.started = False
+        self.start_error = ""
+        """What kept it from starting."""
         self._starting: asyncio.Lock | None = None
 
     async def start(self) -> None:
@@ -104,15 +106,17 @@ class Worker:
             self.outbound = Outbound(settings)
             self.files = LocalFiles(settings.fqn_roots)
             self.executor = Executor(self.server, self.threads)
-            # A user's coroutine, and what limits its time, need a task to run in.
-            self.eager = not self.executor.is_async and settings.object_timeout is None
             self.deliverer = Deliverer(settings, self.outbound)
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
             if self.server.streams:
                 _ = self.server.session  # made before several threads ask for it
-            await _maybe_await(self.server.setup())
+            try:
+                await _maybe_await(self.server.setup())
+            except BaseException as error:
+                self.start_error = self.printable(f"{type(error).__name__}: {error}")
+                raise (error if isinstance(error, Exception) else tame(error)) from None
             self.started = True
 
     async def stop(self) -> None:
@@ -130,6 +134,11 @@ class Worker:
                 self.server.session.close()
             if "client" in vars(self.server):
                 await self.server.client.aclose()
+
+    @property
+    def eager(self) -> bool:
+        """Whether an object may be served outside of a task until it has to wait; a user's coroutine may not."""
+        return not self.executor.is_async
 
     async def serve(self, handler: Handler, exchange: Exchange) -> None:
         """The way of one object: from its request to its answer.
@@ -218,7 +227,7 @@ class Worker:
         elif content is not source.whole:
             lease.add(len(content))
         if not request.stage:
-            return Answer(200, content, self.server.get_mime_type())
+            return Answer(200, content, await self._mime_type(content))
         return await self._deliver(request, source, content)
 
     async def _transform(self, request: ObjectRequest, source: Source) -> bytes | BatchStream:
@@ -230,6 +239,16 @@ class Worker:
         else:
             data = await source.read()
         return await self.executor.transform(data, request.name, request.etl_args)
+
+    async def _mime_type(self, content: bytes | BatchStream) -> str:
+        try:
+            mime_type = self.server.get_mime_type()
+            _ = mime_type.encode("latin-1")
+        except Exception as error:
+            if isinstance(content, BatchStream):
+                await content.aclose()
+            raise TransformError(f"get_mime_type(): {error}") from error
+        return mime_type
 
     async def _deliver(self, request: ObjectRequest, source: Source, content: bytes | BatchStream) -> Answer:
         """Direct put, repeated where that can help; a stream is made anew for each try."""
@@ -308,9 +327,11 @@ class Worker:
             raised = error.__cause__ if isinstance(error, TransformError) else None
         lines = [f"{what}: {status} {detail}\n", *(traceback.format_exception(raised) if raised else ())]
         # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
-        text = self.settings.redact("".join(lines)).rstrip()
-        # Names that are no UTF-8 have surrogates in them, which not every log can take.
-        self.logger.warning("%s", text.encode(errors="backslashreplace").decode())
+        self.logger.warning("%s", self.printable("".join(lines)).rstrip())
+
+    def printable(self, text: str) -> str:
+        """`text` without any secret, and without the surrogates of names that are no UTF-8."""
+        return self.settings.redact(text).encode(errors="backslashreplace").decode()
 
 
 def _is_transient(error: BaseException) -> bool:

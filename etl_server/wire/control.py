@@ -34,7 +34,7 @@ def parse_control_message(message: bytes | str) -> ControlMessage:
         raise InvalidControlMessageError("the control message is text, expected a binary message of JSON")
     try:
         fields = json.loads(message)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidControlMessageError(f"the control message is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidControlMessageError(f"the control message is a JSON {type(fields).__name__}, expected an object")
