@@ -24,9 +24,7 @@ class Settings(BaseSettings):
         ConfigError: a value is bad; by `Settings.load()`.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", populate_by_name=True, case_sensitive=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=True, env_ignore_empty=True)
 
     host: str = Field("0.0.0.0", alias="ETL_HOST")  # noqa: S104 - a container's server is reached from outside
     """Address to listen on."""
@@ -64,9 +62,9 @@ class Settings(BaseSettings):
     """Outbound connections at once."""
     max_keepalive_connections: int = Field(128, alias="MAX_KEEPALIVE_CONN", ge=0)
     """Idle outbound connections to keep."""
-    keepalive_expiry: float = Field(30.0, alias="KEEPALIVE_EXPIRY", ge=0)
+    keepalive_expiry: float = Field(30.0, alias="KEEPALIVE_EXPIRY", ge=0, allow_inf_nan=False)
     """Seconds after which an idle outbound connection is closed."""
-    io_timeout: float = Field(300.0, alias="ETL_IO_TIMEOUT", gt=0)
+    io_timeout: float = Field(300.0, alias="ETL_IO_TIMEOUT", gt=0, allow_inf_nan=False)
     """Seconds without a byte on an outbound connection after which it counts as lost."""
 
     checksum: ChecksumType | None = Field(None, alias="ETL_CHECKSUM")
@@ -79,9 +77,9 @@ class Settings(BaseSettings):
     """Bytes that the objects in flight may take up, in all workers together. Default: half of what there is."""
     fqn_roots: Annotated[tuple[Path, ...], NoDecode] = Field((), alias="ETL_FQN_ROOTS")
     """Directories below which `etl_fqn` may read, separated by colons. Default: AIStore's on-disk layout."""
-    object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0)
+    object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0, allow_inf_nan=False)
     """Seconds that a transform may take for one object. Default: as long as the client waits."""
-    drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0)
+    drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
     """Seconds that a stopping server waits for the objects in flight."""
 
     @classmethod
@@ -92,7 +90,7 @@ class Settings(BaseSettings):
             ConfigError: a value is bad. One line: variable, value, what was expected.
         """
         try:
-            return cls(**{name: value for name, value in overrides.items() if value is not None})
+            return cls(**{_alias(name): value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
 
@@ -116,7 +114,7 @@ class Settings(BaseSettings):
     @field_validator("client_ca", "client_crt", "client_key")
     @classmethod
     def _readable_file(cls, value: Path | None) -> Path | None:
-        if value is not None and not os.access(value, os.R_OK):
+        if value is not None and not (value.is_file() and os.access(value, os.R_OK)):
             raise ValueError("a PEM file that can be read")
         return value
 
@@ -200,6 +198,15 @@ def _explain(error: ValidationError) -> str:
         REDACTED if variable in ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "host_target", "authn_token") else first["input"]
     )
     return f"{_variable(variable)}={shown}: expected {expected}"
+
+
+def _alias(name: str) -> str:
+    """The name by which a value for a field is given: only the environment's count, so that `port` is no variable."""
+    field = Settings.model_fields[name]
+    if field.alias:
+        return field.alias
+    choices = field.validation_alias
+    return str(choices.choices[0]) if isinstance(choices, AliasChoices) else name
 
 
 def _variable(name: str) -> str:

@@ -41,11 +41,11 @@ def load_class(spec: str) -> type[ETLServer]:
 
 def _classes(module: ModuleType) -> list[type[ETLServer]]:
     """The transforms that a module defines; not those that serve others as a base."""
-    defined = [
+    defined = dict.fromkeys(
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, ETLServer) and value.__module__ == module.__name__
-    ]
+    )
     return [cls for cls in defined if not any(cls in other.__mro__[1:] for other in defined)]
 
 

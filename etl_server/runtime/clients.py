@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -137,12 +137,12 @@ class ResponseRawReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the buffer protocol of io
-        data = self._read(len(buffer))
+        data = self._read(self._response.raw.read1, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        return self._read(None)
+        return self._read(self._response.raw.read, None)
 
     def close(self) -> None:
         """Close the response, and give its connection back to the pool."""
@@ -150,9 +150,9 @@ class ResponseRawReader(io.RawIOBase):
             self._response.close()
         super().close()
 
-    def _read(self, size: int | None) -> bytes:
+    def _read(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
         try:
-            data = bytes(self._response.raw.read(size))
+            data = bytes(read(size))
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.failure = UpstreamUnreachableError(f"The object broke off while it was read: {type(error).__name__}")
             raise self.failure from error
@@ -183,7 +183,21 @@ def open_stream(
             except (urllib3.exceptions.HTTPError, OSError):
                 content = b""
         raise upstream_error(response.status_code, content, response.headers.get("content-type", ""))
+    if not _is_delimited(response):
+        response.close()
+        raise UpstreamUnreachableError("The object could not be read: its answer has neither a length nor chunks")
     return ResponseRawReader(response, limit)
+
+
+def _is_delimited(response: requests.Response) -> bool:
+    """Whether the end of the body can be told from a lost connection.
+
+    Servers that end it by closing are believed if they say so; a head that broke off says nothing.
+    """
+    headers = response.headers
+    if "content-length" in headers or "chunked" in headers.get("transfer-encoding", "").lower():
+        return True
+    return bool(response.raw.version == 10 or "close" in headers.get("connection", "").lower())
 
 
 def upstream_error(status: int, content: bytes, content_type: str, retry_reason: str = "") -> UpstreamStatusError:

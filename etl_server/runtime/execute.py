@@ -123,12 +123,13 @@ class Executor:
             return await work
         task = asyncio.ensure_future(work)
         try:
-            if not (await asyncio.wait((task,), timeout=self.timeout))[0]:
+            await asyncio.wait((task,), timeout=self.timeout)
+        finally:
+            if not task.done():
                 task.cancel()
                 await asyncio.wait((task,), timeout=CANCEL_TIMEOUT)
-                raise TransformError(f"no result within ETL_OBJECT_TIMEOUT={self.timeout:g} s")
-        finally:
-            task.cancel()
+        if task.cancelled() or not task.done():
+            raise TransformError(f"no result within ETL_OBJECT_TIMEOUT={self.timeout:g} s")
         return task.result()
 
     async def _acquire(self) -> None:
@@ -228,6 +229,8 @@ class _Stream(BatchStream):
         self._executor = executor
         self._source = source
         self._first: Batch | None = None
+        self._taker: asyncio.Task[Any] | None = None
+        """Who waits for a batch."""
 
     async def start(self) -> bytes | None:
         """Wait for the first batch; the whole output, if that was all of it."""
@@ -245,10 +248,13 @@ class _Stream(BatchStream):
 
     async def _take(self) -> tuple[Batch, bool]:
         """The next batch, and whether it is known to be the last; an empty one is."""
+        self._taker = asyncio.current_task()
         try:
             return await self._executor.limit(self._next())
         except Exception as error:
             raise transform_error(error) from error
+        finally:
+            self._taker = None
 
     async def _next(self) -> tuple[Batch, bool]:
         raise NotImplementedError
@@ -347,10 +353,16 @@ class _AsyncStream(_Stream):
         if self._closed:
             return
         self._closed = True
+        if self._taker is not None and self._taker is not asyncio.current_task():
+            # A generator that runs cannot be closed.
+            self._taker.cancel()
+            await asyncio.wait((self._taker,), timeout=CANCEL_TIMEOUT)
         try:
             close = getattr(self._iterator, "aclose", None)
             if close is not None:
                 await close()
+        except Exception as error:
+            self._executor.server.logger.warning("transform_stream() failed as it was ended: %s", type(error).__name__)
         finally:
             self._source.close()
             self._executor.release()

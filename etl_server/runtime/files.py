@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from ..errors import FileForbiddenError, ObjectMissingError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -76,14 +80,14 @@ class LocalFile:
         self.size = size
         """Bytes."""
 
-    def open(self) -> BinaryIO:
+    def open(self) -> ObjectFile:
         """Open it for reading, whatever has become of its path.
 
         Raises:
             FileForbiddenError: this process has no right to read it.
         """
         try:
-            return open(f"/proc/self/fd/{self._descriptor}", "rb")  # noqa: PTH123 - as above
+            return ObjectFile(f"/proc/self/fd/{self._descriptor}")
         except PermissionError:
             raise _forbidden(self.path) from None
 
@@ -108,6 +112,29 @@ class LocalFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ObjectFile(io.FileIO):
+    """A file's raw reader, which remembers that reading failed, whatever its user makes of that."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "rb")
+        self.failure: OSError | None = None
+        """Why the rest of the file cannot be read."""
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def _forbidden(fqn: str) -> FileForbiddenError:

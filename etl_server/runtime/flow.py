@@ -367,6 +367,8 @@ class AsyncReader:
         self._receive = receive
         self._chunks: deque[bytes] = deque()
         self._ended = False
+        self.failure: Exception | None = None
+        """Why the rest of the object cannot be read."""
 
     async def read(self, size: int = -1) -> bytes:
         """The next `size` bytes; fewer only at the end of the object. Negative: all that is left."""
@@ -389,7 +391,11 @@ class AsyncReader:
 
     async def _fill(self) -> bool:
         while not self._chunks and not self._ended:
-            batch = await self._receive()
+            try:
+                batch = await self._receive()
+            except Exception as error:
+                self.failure = error
+                raise
             self._ended = not batch
             self._chunks.extend(chunk for chunk in batch if chunk)
         return bool(self._chunks)

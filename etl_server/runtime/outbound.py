@@ -220,6 +220,8 @@ class _Connection(asyncio.Protocol):
         """Whether a byte of the current answer has come."""
         self.timed_out = False
         self.sent: int | None = None
+        """Bytes of the request's body, once all of it has been sent."""
+        self._whole: int | None = None
         self._outbound = outbound
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
@@ -245,7 +247,7 @@ class _Connection(asyncio.Protocol):
         self._head = head = self._loop.create_future()
         self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)
         self.answered = self._keep = False
-        self.sent = None
+        self.sent = self._whole = None
         self._active_at = self._loop.time()
         self._timer = self._loop.call_later(self._timeout, self._check_progress)
         lines = [f"{method} {target} HTTP/1.1\r\nhost: {self.origin.netloc}\r\n"]
@@ -263,7 +265,7 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(start + body)
             else:
                 self._transport.writelines([start, body])
-            self.sent = len(body)
+            self._whole = len(body)
         try:
             await head
         except BaseException:
@@ -400,6 +402,8 @@ class _Connection(asyncio.Protocol):
             response.headers.clear()
             return
         response.status = status
+        if not self._transport.get_write_buffer_size():
+            self.sent = self._whole if self.sent is None else self.sent
         response.chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
         if not response.chunked and response.length is None and status not in (204, 304):
             # Without a length, a lost connection cannot be told from the end of the body.

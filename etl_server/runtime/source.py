@@ -18,7 +18,7 @@ import requests
 from ..errors import BodyTooLargeError, UpstreamUnreachableError
 from .admission import Lease
 from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
-from .files import LocalFile, LocalFiles
+from .files import LocalFile, LocalFiles, ObjectFile
 from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
 from .outbound import Headers, Outbound, Response
 from .threads import WorkerThreads
@@ -68,6 +68,7 @@ class BodySource:
         self._limit = limit
         self._whole: bytes | None = None
         self._reader: ThreadReader | None = None
+        self._async_reader: AsyncReader | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -79,7 +80,7 @@ class BodySource:
 
     @property
     def failure(self) -> BaseException | None:
-        return self._body.failure or (self._reader.failure if self._reader else None)
+        return self._body.failure or _failure(self._reader) or _failure(self._async_reader)
 
     async def read(self) -> bytes:
         if self._whole is None:
@@ -106,7 +107,8 @@ class BodySource:
     async def async_reader(self) -> AsyncReader:
         if self._whole is not None:
             return AsyncReader(_once(self._whole))
-        return AsyncReader(_limited(self._body.receive, self._limit))
+        self._async_reader = AsyncReader(_limited(self._body.receive, self._limit))
+        return self._async_reader
 
     def close(self) -> None:
         if self._reader is not None and not self._body.ended:
@@ -146,6 +148,8 @@ class BlockingSource(ABC):
         self._limit = limit
         self._lease = lease
         self._opened: BinaryIO | None = None
+        self._reader: ObjectFile | ResponseRawReader | None = None
+        self._async_reader: AsyncReader | None = None
 
     @abstractmethod
     def open(self) -> BinaryIO:
@@ -157,7 +161,7 @@ class BlockingSource(ABC):
 
     @property
     def failure(self) -> BaseException | None:
-        return None
+        return _failure(self._reader) or _failure(self._async_reader)
 
     async def read(self) -> bytes:
         read = await self._threads.run(self._read_small)
@@ -187,7 +191,8 @@ class BlockingSource(ABC):
             piece = await self._threads.run(opened.read, PIECE)
             return [piece] if piece else []
 
-        return AsyncReader(receive)
+        self._async_reader = AsyncReader(receive)
+        return self._async_reader
 
     def close(self) -> None:
         if self._opened is not None:
@@ -226,7 +231,8 @@ class FileSource(BlockingSource):
 
     def open(self) -> BinaryIO:
         with self._find() as file:
-            return file.open()
+            self._reader = reader = file.open()
+            return buffered(reader)
 
     def size(self, reader: BinaryIO) -> int | None:
         return os.fstat(reader.fileno()).st_size
@@ -257,11 +263,6 @@ class UrlSource(BlockingSource):
         self._url = url
         self._session = session
         self._timeout = timeout
-        self._reader: ResponseRawReader | None = None
-
-    @property
-    def failure(self) -> BaseException | None:
-        return self._reader.failure if self._reader is not None else None
 
     def open(self) -> BinaryIO:
         self._reader = reader = open_stream(
@@ -270,7 +271,7 @@ class UrlSource(BlockingSource):
         return buffered(reader)
 
     def size(self, reader: BinaryIO) -> int | None:
-        return None if self._reader is None else self._reader.length
+        return self._reader.length if isinstance(self._reader, ResponseRawReader) else None
 
 
 class TargetSource(UrlSource):
@@ -303,7 +304,8 @@ class TargetSource(UrlSource):
 
     async def async_reader(self) -> AsyncReader:
         self._response = await self._get()
-        return AsyncReader(_limited(self._response.receive, self._limit))
+        self._async_reader = AsyncReader(_limited(self._response.receive, self._limit))
+        return self._async_reader
 
     def close(self) -> None:
         if self._response is not None:
@@ -318,6 +320,10 @@ class TargetSource(UrlSource):
         finally:
             response.close()
         raise upstream_error(response.status, content, response.headers.get("content-type", ""))
+
+
+def _failure(reader: ThreadReader | AsyncReader | ObjectFile | ResponseRawReader | None) -> BaseException | None:
+    return None if reader is None else reader.failure
 
 
 async def _read_admitted(body: Inflow | Response, length: int | None, limit: int | None, lease: Lease) -> bytes:

@@ -35,7 +35,7 @@ from ..wire.names import (
     decode_query,
     encode_uname,
 )
-from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, has_path, parse_etl_pipeline
+from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path, parse_etl_pipeline
 from .admission import Admission, Lease
 from .clients import plain_session
 from .deliver import Deliverer
@@ -201,8 +201,10 @@ class Worker:
         url, name = query.get("original_url", ""), query.get("object_to", "")
         if not url or not name:
             raise BadRequestError("The query parameters original_url and object_to are both required")
-        if not url.lower().startswith(("http://", "https://")):
-            raise BadRequestError("original_url must be an http(s) URL")
+        try:
+            check_url(url)
+        except ValueError as error:
+            raise BadRequestError(f"original_url is not a URL: {error}") from None
         settings = self.settings
         source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body, lease)
         return await self.process(self._request(name, query, exchange.pipeline), source, lease)

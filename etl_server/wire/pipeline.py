@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import SplitResult, quote_plus, unquote_plus, urlsplit
 
 from .names import ETL_ARGS, encode_object_path
@@ -79,16 +80,35 @@ def _replace_etl_args(query: str, etl_args: str) -> str:
     return "&".join([*others, f"{ETL_ARGS}={quote_plus(etl_args, errors='surrogateescape')}"])
 
 
+def check_url(url: str) -> SplitResult:
+    """The parts of an absolute http(s) URL.
+
+    Raises:
+        ValueError: it is none; the text says why.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("expected an absolute http(s) URL")
+    _check_netloc(parts.netloc)
+    return parts
+
+
+@lru_cache(maxsize=256)
+def _check_netloc(netloc: str) -> None:
+    parts = urlsplit(f"//{netloc}")
+    _ = parts.port
+    labels = (parts.hostname or "").removesuffix(".").split(".")
+    if not all(0 < len(label) < 64 for label in labels):
+        raise ValueError(f"{netloc!r} is no host")
+
+
 def _split_stage(url: str) -> SplitResult:
     if not url.isascii() or any(character <= " " or character == "\x7f" for character in url):
         raise InvalidPipelineError(f"{url!r} is not a URL: it has a character that a URL must escape")
     try:
-        stage = urlsplit(url)
-        _ = stage.port
+        stage = check_url(url)
     except ValueError as error:
         raise InvalidPipelineError(f"{url!r} is not a URL: {error}") from None
-    if stage.scheme not in ("http", "https") or not stage.hostname:
-        raise InvalidPipelineError(f"{url!r} is not an absolute http(s) URL")
     if stage.fragment:
         raise InvalidPipelineError(f"{url!r} has a fragment: '#' in a path must be escaped")
     return stage
