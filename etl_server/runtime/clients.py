@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import ssl
+import threading
 from collections.abc import Callable, Generator
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -123,6 +125,7 @@ class ResponseRawReader(io.RawIOBase):
         super().__init__()
         self._response = response
         self._limit = limit
+        self._ending = threading.RLock()
         self._left = float("inf") if limit is None else limit
         self.failure: BaseException | None = None
         """Why the rest of the body cannot be read."""
@@ -146,9 +149,17 @@ class ResponseRawReader(io.RawIOBase):
 
     def close(self) -> None:
         """Close the response, and give its connection back to the pool."""
-        if not self.closed:
-            self._response.close()
-        super().close()
+        with self._ending:
+            if not self.closed:
+                self._response.close()
+            super().close()
+
+    def abort(self) -> None:
+        """End a read that another thread waits in. Does nothing once the reader is closed."""
+        with self._ending:
+            if not self.closed:
+                with contextlib.suppress(OSError, ValueError, RuntimeError):
+                    self._response.raw.shutdown()
 
     def _read(self, read: Callable[[int | None], bytes], size: int | None) -> bytes:
         try:

@@ -11,7 +11,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import BinaryIO
 
 from ..errors import BodyTooLargeError
 
@@ -289,7 +288,7 @@ class ThreadReader(io.RawIOBase):
             return count
 
 
-def buffered(raw: io.RawIOBase) -> BinaryIO:
+def buffered(raw: io.RawIOBase) -> io.BufferedReader:
     """A raw reader with all that a `BinaryIO` promises: `read(n)` of exactly n bytes, `read1`, `readline`, `peek`."""
     return io.BufferedReader(raw, READ_BUFFER)
 

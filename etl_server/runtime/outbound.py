@@ -107,14 +107,22 @@ class Outbound:
             if not (await asyncio.wait((connecting,), timeout=CONNECT_TIMEOUT))[0]:
                 raise UpstreamUnreachableError(f"{where} did not connect within {CONNECT_TIMEOUT:g} s")
             _, connection = connecting.result()
+            self._open.add(connection)
+            return connection
         except (OSError, UnicodeError) as error:  # a host name that cannot be is a UnicodeError
             if _refused(error):
                 raise UpstreamRefusedError(f"{where} refused the connection") from None
             raise UpstreamUnreachableError(f"{where} cannot be reached: {error}") from None
         finally:
             connecting.cancel()
-        self._open.add(connection)
-        return connection
+            connecting.add_done_callback(self._drop_unused)
+
+    def _drop_unused(self, connecting: asyncio.Task[tuple[asyncio.Transport, _Connection]]) -> None:
+        """Close a connection that came when nobody waited for it any more."""
+        if not connecting.cancelled() and connecting.exception() is None:
+            connection = connecting.result()[1]
+            if connection not in self._open:
+                connection.abort()
 
     def _take_idle(self, origin: Origin, *, fresh: bool) -> _Connection | None:
         """The connection that was used last, unless that is too long ago."""

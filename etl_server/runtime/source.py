@@ -147,16 +147,16 @@ class BlockingSource(ABC):
         self._threads = threads
         self._limit = limit
         self._lease = lease
-        self._opened: BinaryIO | None = None
+        self._opened: io.BufferedReader | None = None
         self._reader: ObjectFile | ResponseRawReader | None = None
         self._async_reader: AsyncReader | None = None
 
     @abstractmethod
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader:
         """A reader of the object from its beginning."""
 
     @abstractmethod
-    def size(self, reader: BinaryIO) -> int | None:
+    def size(self, reader: io.BufferedReader) -> int | None:
         """Bytes that a reader from `open` will give, where that is known."""
 
     @property
@@ -164,41 +164,43 @@ class BlockingSource(ABC):
         return _failure(self._reader) or _failure(self._async_reader)
 
     async def read(self) -> bytes:
-        read = await self._threads.run(self._read_small)
-        if isinstance(read, bytes):
-            self._lease.add(len(read))
-            return read
-        reader, size = read
         try:
+            read = await self._threads.run(self._read_small)
+            if isinstance(read, bytes):
+                self._lease.add(len(read))
+                return read
+            self._opened, size = read
             if size is not None:
                 await self._lease.take(size)
-                return await self._threads.run(reader.read)
+                return await self._threads.run(self._opened.read)
             whole = io.BytesIO()
-            while piece := await self._threads.run(reader.read, PIECE):
+            while piece := await self._threads.run(self._opened.read1, PIECE):
                 await self._lease.grow(len(piece))
                 whole.write(piece)
             return whole.getvalue()
         finally:
-            reader.close()
+            self.close()
 
-    def opener(self) -> Callable[[], BinaryIO]:
+    def opener(self) -> Callable[[], io.BufferedReader]:
         return self.open
 
     async def async_reader(self) -> AsyncReader:
         self._opened = opened = await self._threads.run(self.open)
 
         async def receive() -> Batch:
-            piece = await self._threads.run(opened.read, PIECE)
+            piece = await self._threads.run(opened.read1, PIECE)
             return [piece] if piece else []
 
         self._async_reader = AsyncReader(receive)
         return self._async_reader
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            # In a thread, because a reader's close waits for a read that another thread may be in.
+            self._threads.spawn(opened.close)
 
-    def _read_small(self) -> bytes | tuple[BinaryIO, int | None]:
+    def _read_small(self) -> bytes | tuple[io.BufferedReader, int | None]:
         """The object, if it is small; else a reader, and how many bytes that will give."""
         reader = self.open()
         size = self.size(reader)
@@ -229,12 +231,12 @@ class FileSource(BlockingSource):
                 return data
         return await super().read()
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader:
         with self._find() as file:
             self._reader = reader = file.open()
             return buffered(reader)
 
-    def size(self, reader: BinaryIO) -> int | None:
+    def size(self, reader: io.BufferedReader) -> int | None:
         return os.fstat(reader.fileno()).st_size
 
     def _find(self) -> LocalFile:
@@ -263,14 +265,23 @@ class UrlSource(BlockingSource):
         self._url = url
         self._session = session
         self._timeout = timeout
+        self._closed = False
 
-    def open(self) -> BinaryIO:
+    def close(self) -> None:
+        self._closed = True
+        if isinstance(self._reader, ResponseRawReader):
+            self._reader.abort()
+        super().close()
+
+    def open(self) -> io.BufferedReader:
         self._reader = reader = open_stream(
             self._session(), self._url, self._timeout, redirects=self.redirects, limit=self._limit
         )
+        if self._closed:
+            reader.abort()
         return buffered(reader)
 
-    def size(self, reader: BinaryIO) -> int | None:
+    def size(self, reader: io.BufferedReader) -> int | None:
         return self._reader.length if isinstance(self._reader, ResponseRawReader) else None
 
 
@@ -310,6 +321,7 @@ class TargetSource(UrlSource):
     def close(self) -> None:
         if self._response is not None:
             self._response.close()
+        super().close()
 
     async def _get(self) -> Response:
         response = await self._outbound.request("GET", self._url, self._headers)

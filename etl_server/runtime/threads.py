@@ -72,6 +72,10 @@ class WorkerThreads:
                 job.abandoned = True
                 self._leave()
 
+    def spawn(self, function: Callable[[], object]) -> None:
+        """Call `function` in a thread some time; nobody waits for it."""
+        self._start(_Job(function, (), self._loop.create_future(), None))
+
     def stop(self) -> None:
         """Let idle threads end. Those that still work are left alone."""
         for _ in range(self._threads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -220,7 +221,8 @@ class Driver:
         if data is not None or fqn is not None:
             return await self._send("PUT", path, query, pipeline, data)
         with self._target.open(bucket, name) as file:
-            return await self._send("PUT", path, query, pipeline, file)
+            size = os.fstat(file.fileno()).st_size
+            return await self._send("PUT", path, query, pipeline, _pieces(file), size)
 
     async def push_retrying(
         self,
@@ -299,13 +301,22 @@ class Driver:
         path: str,
         query: str,
         pipeline: str | Sequence[str],
-        data: bytes | AsyncIterable[bytes] | BinaryIO | None,
+        data: bytes | AsyncIterable[bytes] | None,
+        length: int | None = None,
     ) -> Reply:
         stages = _joined(pipeline)
         headers = {NODE_URL_HEADER: stages} if stages else {}
+        if length is not None:
+            headers["Content-Length"] = str(length)
         url = URL(f"{self._server_url}{path}{query}", encoded=True)
         async with self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
             return Reply(response.status, response.headers, await response.read())
+
+
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    # Given the file itself, aiohttp stops sending it when the answer begins before its end.
+    while piece := await asyncio.to_thread(file.read, _CHUNK):
+        yield piece
 
 
 def _joined(pipeline: str | Sequence[str]) -> str:
