@@ -267,6 +267,10 @@ class UrlSource(BlockingSource):
         self._timeout = timeout
         self._closed = False
 
+    def opener(self) -> Callable[[], io.BufferedReader]:
+        self._closed = False
+        return super().opener()
+
     def close(self) -> None:
         self._closed = True
         if isinstance(self._reader, ResponseRawReader):

@@ -1,0 +1,149 @@
+"""What several test files use: waiting for what cannot be awaited, health, files of AIStore's layout, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from .raw_client import PATIENCE, RawClient
+
+ROOT = Path(__file__).parent.parent
+"""The project's folder."""
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until `condition()` holds, for things that tell nobody when they happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.005)
+
+
+async def health(port: int) -> tuple[int, bytes]:
+    """Status and body of what `/health` answers."""
+    async with RawClient(port) as client:
+        await client.get("/health")
+        answer = await client.answer()
+        return answer.status, answer.body
+
+
+@contextmanager
+def no_logs() -> Iterator[None]:
+    """Keep logs from pytest, whose workers cannot pass on text that is not Unicode."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def ais_file(mountpath: Path, name: str, content: bytes) -> Path:
+    """A file where AIStore keeps the object `name` of the bucket `src`, so that `etl_fqn` may name it."""
+    file = mountpath / "@ais" / "src" / "%ob" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+class ServerProcess:
+    """A server in a process of its own, whose stderr is collected line by line. A context manager."""
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        """`arguments` are Python's: `"-m", "etl_server", "serve", …` or a script."""
+        self.lines: list[str] = []
+        self.port = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **(environment or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+        )
+        self._collector = threading.Thread(target=self._collect, daemon=True)
+        self._collector.start()
+
+    @classmethod
+    def serve(cls, spec: str, *options: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
+        """`etl-server serve SPEC` on a free port of the loopback address, with one worker unless told otherwise."""
+        defaults = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "1"}
+        return cls(
+            "-m", "etl_server", "serve", spec, *options, environment={**defaults, **(environment or {})}, cwd=ROOT
+        )
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def stderr(self) -> str:
+        with self._changed:
+            return "\n".join(self.lines)
+
+    def wait_for_line(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """The `count`th line of stderr in which the pattern is found, once it is there."""
+
+        def found() -> list[re.Match[str]]:
+            return [match for line in self.lines if (match := re.search(pattern, line))]
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(found()) >= count, PATIENCE)
+            assert len(found()) >= count, f"no line has {pattern!r}:\n" + "\n".join(self.lines)
+            return found()[count - 1]
+
+    def wait_until_listening(self) -> ServerProcess:
+        """Wait until it says where it listens. Connections are taken from then on, and answered once it is set up."""
+        self.port = int(self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended and all that it wrote is here."""
+        code = self._process.wait(PATIENCE)
+        self._collector.join(PATIENCE)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        return code
+
+    def _collect(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
