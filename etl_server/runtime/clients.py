@@ -194,21 +194,21 @@ def open_stream(
             except (urllib3.exceptions.HTTPError, OSError):
                 content = b""
         raise upstream_error(response.status_code, content, response.headers.get("content-type", ""))
-    if not _is_delimited(response):
+    if not _is_delimited(response, may_close=redirects):
         response.close()
         raise UpstreamUnreachableError("The object could not be read: its answer has neither a length nor chunks")
     return ResponseRawReader(response, limit)
 
 
-def _is_delimited(response: requests.Response) -> bool:
+def _is_delimited(response: requests.Response, *, may_close: bool) -> bool:
     """Whether the end of the body can be told from a lost connection.
 
-    Servers that end it by closing are believed if they say so; a head that broke off says nothing.
+    A server on the Web that ends it by closing is believed if it says so; a target always gives a length or chunks.
     """
     headers = response.headers
     if "content-length" in headers or "chunked" in headers.get("transfer-encoding", "").lower():
         return True
-    return bool(response.raw.version == 10 or "close" in headers.get("connection", "").lower())
+    return may_close and bool(response.raw.version == 10 or "close" in headers.get("connection", "").lower())
 
 
 def upstream_error(status: int, content: bytes, content_type: str, retry_reason: str = "") -> UpstreamStatusError:

@@ -170,6 +170,29 @@ async def test_health_and_methods(h11: Start) -> None:
         assert (await client.get("/src/a")).status_code == 503
 
 
+async def test_an_answer_that_broke_off_is_told_to_the_server() -> None:
+    class Breaking(ETLServer):
+        async def transform_stream(self, reader: Any, path: str, etl_args: str) -> AsyncIterator[bytes]:
+            yield b"half"
+            await reader.read()
+            raise ValueError("bad frame")
+
+    sent: list[dict[str, Any]] = []
+    app = made(Breaking).app
+
+    async def recording(scope: Any, receive: Any, send: Any) -> None:
+        async def record(message: Any) -> None:
+            sent.append(message)
+            await send(message)
+
+        await app(scope, receive, record)
+
+    async with client_of(recording) as client:
+        with pytest.raises(ConnectionAbortedError):
+            await client.put("/src/a", content=b"x")
+    assert [message.get("more_body") for message in sent] == [None, True]
+
+
 async def test_a_setup_that_fails_is_no_object() -> None:
     class Unready(Upper):
         def setup(self) -> None:

@@ -22,7 +22,7 @@ from tests.raw_client import RawAnswer, RawClient
 from tests.stages import STORED, Stage, answering, hanging_up, refusing, resetting, response, saying, stalling
 
 from .conftest import Drive
-from .transforms import ALL_UPPER, EAGER_STREAMS, STREAMS, EagerStream, Upper, UpperStream
+from .transforms import ALL_UPPER, EAGER_STREAMS, STREAMS, SWALLOWING, EagerStream, Upper, UpperStream
 
 
 @asynccontextmanager
@@ -389,23 +389,7 @@ CUT_BODIES = {
 }
 
 
-class Swallowing(ETLServer):
-    def transform_stream(self, reader: BinaryIO, path: str, etl_args: str) -> Iterator[bytes]:
-        try:
-            yield reader.read()
-        except Exception:
-            yield b"made do with what there was"
-
-
-class AsyncSwallowing(ETLServer):
-    async def transform_stream(self, reader: AsyncReader, path: str, etl_args: str) -> AsyncIterator[bytes]:
-        try:
-            yield await reader.read()
-        except Exception:
-            yield b"made do with what there was"
-
-
-@pytest.mark.parametrize("cls", [Upper, Swallowing, AsyncSwallowing, *EAGER_STREAMS])
+@pytest.mark.parametrize("cls", [Upper, *SWALLOWING, *EAGER_STREAMS])
 async def test_a_body_that_is_cut_is_no_object(serve: Serve, cls: type[ETLServer]) -> None:
     live = serve(cls)
     in_flight = live.worker.admission

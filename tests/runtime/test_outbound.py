@@ -283,17 +283,17 @@ async def test_an_answer_that_came_whole_and_was_left_alone_does_no_harm(outboun
 
 async def test_what_comes_behind_an_answer_is_no_part_of_it(outbound: Make) -> None:
     client = outbound()
-    for extra in (response(200, b"another"), STORED, b"garbage", b"\r\n"):
-        for first in (
-            response(200, b"content", {"X": "first"}),
-            response(200, b"content", {"X": "first"}, chunked=True),
-        ):
-            async with Stage(saying(first + extra)) as stage:
+    another = response(200, b"another")
+    headers = {"X": "first"}
+    for extra in (another, another[:-3], STORED, b"garbage", b"HTTP/1.1 2"):
+        for first in (response(200, b"content", headers), response(200, b"content", headers, chunked=True)):
+            async with Stage(answering(first + extra)) as stage:
                 for _ in range(3):
                     answer = await client.request("GET", stage.url)
                     assert (answer.status, answer.headers["x"]) == (200, "first")
                     assert answer.length == (None if answer.chunked else 7)
                     assert await taken(answer) == b"content"
+                assert stage.connections == 3
 
 
 async def test_a_connection_on_which_something_came_unasked_is_not_used_again(outbound: Make) -> None:

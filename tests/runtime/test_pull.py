@@ -18,6 +18,7 @@ from etl_server.wire.names import encode_uname
 from tests.conftest import Live, Serve
 from tests.raw_client import RawClient
 from tests.stages import (
+    STORED,
     Script,
     Stage,
     StageConnection,
@@ -34,7 +35,7 @@ from tests.stages import (
 from tests.testing.odd_names import ODD_NAMES
 
 from .conftest import Drive
-from .transforms import ALL_TOLD, ALL_UPPER, EAGER_STREAMS, STREAMS, Upper
+from .transforms import ALL_TOLD, ALL_UPPER, EAGER_STREAMS, STREAMS, SWALLOWING, Upper
 
 ETL_PATH = "/v1/etl/_object/dev/s3cr3t"
 
@@ -216,15 +217,19 @@ HALVES: dict[str, Script] = {
 }
 
 
-@pytest.mark.parametrize("cls", [Upper, *STREAMS, *EAGER_STREAMS])
-async def test_half_an_object_is_never_answered_as_a_whole(serve: Serve, target: Target, cls: type[ETLServer]) -> None:
-    async with Stage(by_name(HALVES)) as stage:
-        live = serve(cls, host_target=stage.url + ETL_PATH)
+@pytest.mark.parametrize("cls", [Upper, *STREAMS, *EAGER_STREAMS, *SWALLOWING])
+async def test_half_an_object_is_never_a_whole(serve: Serve, target: Target, cls: type[ETLServer]) -> None:
+    async with Stage(by_name(HALVES)) as stage, Stage(answering(STORED)) as destination:
+        live = serve(cls, host_target=stage.url + ETL_PATH, direct_put_retries=0)
         for half in HALVES:
             async with RawClient(live.port) as client:
                 await client.get("/" + encode_uname(target.uname("src", half)))
                 answer = await client.answer()
                 assert answer.status == 502 or (cls is not Upper and not answer.whole), half
+        async with Driver(live.url, target) as driver:
+            for half in HALVES:
+                assert (await driver.pull("src", half, pipeline=destination.url)).status == 502, half
+        assert not any(request.complete for request in destination.requests)
 
 
 @pytest.mark.parametrize("cls", ALL_UPPER)
@@ -268,7 +273,7 @@ async def test_closing_early_gives_the_connection_back_to_the_pool(
     driver = await drive(live)
     for _ in range(10):
         assert (await driver.pull("src", "large")).status == (500 if raises else 200)
-    assert pooled_places(live, target) == (3, 3)
+    assert pooled_places(live) == (3, 3)
 
 
 async def test_a_client_that_goes_away_gives_the_connection_back_to_the_pool(
@@ -292,13 +297,14 @@ async def test_a_client_that_goes_away_gives_the_connection_back_to_the_pool(
             await client.get("/" + encode_uname(target.uname("src", "large")))
             assert (await client.head())[0] == 200
         assert await asyncio.to_thread(closed.acquire, timeout=10)
-    assert pooled_places(live, target) == (3, 3)
+    assert pooled_places(live) == (3, 3)
 
 
-def pooled_places(live: Live, target: Target) -> tuple[int, int]:
+def pooled_places(live: Live) -> tuple[int, int]:
     """Free places of the session's pool for the target, and how many it has in all."""
-    pool = live.server.session.get_adapter(target.url).poolmanager.connection_from_url(target.url)  # type: ignore[attr-defined]
-    return pool.pool.qsize(), pool.pool.maxsize
+    pools = live.server.session.adapters["http://"].poolmanager.pools  # type: ignore[attr-defined]
+    (pool,) = [pools[key].pool for key in pools.keys()]  # noqa: SIM118 - they cannot be iterated over
+    return pool.qsize(), pool.maxsize
 
 
 async def test_an_object_that_was_read_in_part_leaves_a_usable_connection(

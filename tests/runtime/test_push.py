@@ -23,6 +23,7 @@ from .transforms import (
     ALL_TOLD,
     ALL_UPPER,
     EAGER_STREAMS,
+    SWALLOWING,
     AsyncUpperStream,
     Told,
     Upper,
@@ -416,6 +417,17 @@ async def test_a_stream_that_turns_out_too_large_is_cut(serve: Serve) -> None:
             await client.chunk(b"1")
             await client.chunk(b"")
             assert await client.closed() == b""
+
+
+@pytest.mark.parametrize("cls", SWALLOWING)
+async def test_a_transform_cannot_make_do_with_a_part(serve: Serve, cls: type[ETLServer]) -> None:
+    async with RawClient(serve(cls, max_body=10).port) as client:
+        await client.start_chunked("/src/a")
+        await client.chunk(bytes(6))
+        await client.chunk(bytes(6))
+        await client.chunk(b"")
+        answer = await client.answer()
+        assert answer.status == 413 or not answer.whole
 
 
 @pytest.mark.parametrize("cls", [Upper, UpperStream, AsyncUpperStream])

@@ -102,3 +102,24 @@ class AsyncEmptyStream(ETLServer):
 
 
 ALL_EMPTY = [Empty, EmptyStream, AsyncEmptyStream]
+
+
+class Swallowing(ETLServer):
+    """Makes do with what it got when its object breaks off: what comes of that is no object."""
+
+    def transform_stream(self, reader: BinaryIO, path: str, etl_args: str) -> Iterator[bytes]:
+        try:
+            yield reader.read()
+        except Exception:
+            yield b"made do with what there was"
+
+
+class AsyncSwallowing(ETLServer):
+    async def transform_stream(self, reader: AsyncReader, path: str, etl_args: str) -> AsyncIterator[bytes]:
+        try:
+            yield await reader.read()
+        except Exception:
+            yield b"made do with what there was"
+
+
+SWALLOWING = [Swallowing, AsyncSwallowing]
