@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     fqn_roots: Annotated[tuple[Path, ...], NoDecode] = Field((), alias="ETL_FQN_ROOTS")
     """Directories below which `etl_fqn` may read, separated by colons. Default: AIStore's on-disk layout."""
     object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0, allow_inf_nan=False)
-    """Seconds that a transform may take for one object. Default: as long as the client waits."""
+    """Seconds that a transform may take for one object, or a stream between two pieces. Default: any time."""
     drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
     """Seconds that a stopping server waits for the objects in flight."""
 

@@ -25,15 +25,18 @@ class ETLServer:
     """
 
     max_concurrency: ClassVar[int | None] = None
-    """How many calls of the transform may run at once in a process. None: no limit."""
+    """How many calls of the transform, at least 1, may run at once in a process. None: no limit."""
 
     execution: ClassVar[Execution] = "auto"
     """Where a synchronous transform runs: `inline` on the event loop, in a worker `thread`, or `auto`: on the loop
-    as long as this class has been taking microseconds for objects of that size, else in a thread."""
+    as long as this class has been taking microseconds for objects of that size with these arguments, else in a
+    thread. A stream runs on the loop only if its object is in memory already."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ETLServer:
         if cls.transform is ETLServer.transform and cls.transform_stream is ETLServer.transform_stream:
             raise TypeError(f"{cls.__name__} must override transform() or transform_stream()")
+        if cls.max_concurrency is not None and cls.max_concurrency < 1:
+            raise TypeError(f"{cls.__name__}.max_concurrency={cls.max_concurrency}: expected at least 1, or None")
         return super().__new__(cls)
 
     def __init__(self, *, host: str | None = None, port: int | None = None, settings: Settings | None = None) -> None:

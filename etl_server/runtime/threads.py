@@ -64,7 +64,12 @@ class WorkerThreads:
                     on_exit()
                 raise
         job = _Job(function, args, self._loop.create_future(), on_exit)
-        self._start(job)
+        try:
+            self._start(job)
+        except RuntimeError:  # the system gives no more threads
+            if on_exit is not None:
+                on_exit()
+            raise
         try:
             return await job.done  # type: ignore[no-any-return]
         finally:
@@ -82,11 +87,11 @@ class WorkerThreads:
             self._jobs.put(None)
 
     def _start(self, job: _Job) -> None:
+        if self._busy >= self._threads:
+            threading.Thread(target=self._work, name=f"transform-{self._threads}", daemon=True).start()
+            self._threads += 1
         self._running += 1
         self._busy += 1
-        if self._busy > self._threads:
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"transform-{self._threads}", daemon=True).start()
         self._jobs.put(job)
         if not self._ticking:
             self._ticking = True
