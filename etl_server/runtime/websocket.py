@@ -7,7 +7,7 @@ from collections import deque
 from http import HTTPStatus
 from typing import Protocol
 
-from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, error_body
+from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, TransformError, error_body
 from ..wire.control import ControlMessage, InvalidControlMessageError, parse_control_message
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
 from .admission import Lease
@@ -152,8 +152,8 @@ class Session:
             head.lease.release()
             if head.closing is not None:
                 self._close(*head.closing)
-            elif head.error is not None:
-                self._report(head.error, head.control)
+            elif head.result is None:
+                self._report(head.error or TransformError("it was cancelled"), head.control)
             else:
                 self._socket.send(head.result)
         if self._ended.is_set():
@@ -236,7 +236,7 @@ class _Due:
         self.lease = lease
         self.task: asyncio.Task[None] | None = None
         self.closing = closing
-        self.result: bytes | str = b""
+        self.result: bytes | str | None = None
         self.error: Exception | None = None
 
     @property
