@@ -106,7 +106,8 @@ class UpstreamStatusError(ETLError):
     """
 
     def __init__(self, status: int, content: bytes, content_type: str, retry_reason: str = "") -> None:
-        super().__init__(f"status {status}: {content[:200].decode('utf-8', 'replace')}")
+        # Not cut here: half a secret would not be recognised as one.
+        super().__init__(f"status {status}: {content.decode('utf-8', 'replace')}")
         self.status = status
         self.content = content
         self.retry_reason = retry_reason

@@ -49,8 +49,12 @@ class Live:
         assert self._started.wait(30), "the server did not start"
         return self
 
-    def stop(self) -> None:
+    def leave(self) -> None:
+        """Tell it to stop, and do not wait for that."""
         self._uvicorn.should_exit = True
+
+    def stop(self) -> None:
+        self.leave()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not stop"
 
@@ -87,6 +91,18 @@ def serve(transport: Transport) -> Iterator[Serve]:
 
     yield start
     for live in running:
+        live.leave()
+    _leaving.extend(running)
+
+
+_leaving: list[Live] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_servers_stop() -> Iterator[None]:
+    """Every server stops in the end; a test does not wait for its own."""
+    yield
+    for live in _leaving:
         live.stop()
 
 

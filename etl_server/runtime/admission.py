@@ -94,13 +94,14 @@ class Memory:
 class Lease:
     """The memory that one object has been granted."""
 
-    __slots__ = ("_lane", "_memory", "_privileged", "_size")
+    __slots__ = ("_lane", "_memory", "_privileged", "_released", "_size")
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._lane = memory.lane(0)
         self._size = 0
         self._privileged = False
+        self._released = False
 
     async def take(self, size: int) -> None:
         """Wait for `size` bytes, before they are read. Once, and before anything else."""
@@ -122,15 +123,21 @@ class Lease:
         if not self._privileged and lane.used + size > lane.limit:
             await lane.privilege.acquire()
             self._privileged = True
-        self.add(size)
+        lane.used += size
+        self._size += size
 
     def add(self, size: int) -> None:
-        """Count bytes that are there already."""
+        """Count bytes that are there already; of an object that is finished, nothing counts any more."""
+        if self._released:
+            return
+        if not self._size:
+            self._lane = self._memory.lane(size)
         self._lane.used += size
         self._size += size
 
     def release(self) -> None:
         """The object is finished. May be called more than once."""
+        self._released = True
         if self._privileged:
             self._privileged = False
             self._lane.privilege.release()

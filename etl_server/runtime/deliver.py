@@ -12,13 +12,18 @@ from .clients import ERROR_BODY_LIMIT, upstream_error
 from .exchange import DIRECT_PUT_LENGTH_HEADER, PIPELINE_HEADER, Answer
 from .flow import Batch, BatchStream
 from .outbound import Outbound, Response
+from .threads import WorkerThreads
+
+QUICK = 64 * 1024
+"""Bytes whose checksum takes no longer than going to a thread for it."""
 
 
 class Deliverer:
     """Puts objects to next stages."""
 
-    def __init__(self, settings: Settings, outbound: Outbound) -> None:
+    def __init__(self, settings: Settings, outbound: Outbound, threads: WorkerThreads) -> None:
         self._outbound = outbound
+        self._threads = threads
         self._host_target = settings.host_target.get_secret_value()
         self._token = settings.authn_token.get_secret_value()
         self._checksum = settings.checksum
@@ -34,7 +39,7 @@ class Deliverer:
         relayed = False
         try:
             url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
-            response = await self._outbound.request("PUT", url, self._headers(stage, rest, content), content)
+            response = await self._outbound.request("PUT", url, await self._headers(stage, rest, content), content)
             try:
                 answer = await self._answer(response, content)
             except BaseException:
@@ -46,7 +51,7 @@ class Deliverer:
             if not relayed and not isinstance(content, bytes):
                 await content.aclose()
 
-    def _headers(self, stage: str, rest: str, content: bytes | BatchStream) -> list[tuple[str, str]]:
+    async def _headers(self, stage: str, rest: str, content: bytes | BatchStream) -> list[tuple[str, str]]:
         headers: list[tuple[str, str]] = []
         if rest:
             headers.append((PIPELINE_HEADER, rest))
@@ -54,7 +59,11 @@ class Deliverer:
             headers.append(("authorization", f"Bearer {self._token}"))
         if self._checksum is not None and isinstance(content, bytes):
             headers.append((CHECKSUM_TYPE_HEADER, self._checksum))
-            headers.append((CHECKSUM_VALUE_HEADER, checksum_of(self._checksum, content)))
+            if len(content) <= QUICK:
+                value = checksum_of(self._checksum, content)
+            else:
+                value = await self._threads.run(checksum_of, self._checksum, content)
+            headers.append((CHECKSUM_VALUE_HEADER, value))
         return headers
 
     async def _answer(self, response: Response, content: bytes | BatchStream) -> Answer:

@@ -17,29 +17,35 @@ def start_eagerly(work: Coroutine[Any, Any, None], *, eager: bool = True) -> asy
             waiting = work.send(None)
         except StopIteration:
             return None
-        work = _Started(work, waiting).run()
+        work = _Started(work, waiting)
     return asyncio.get_running_loop().create_task(work)
 
 
-class _Started:
-    """A coroutine that has run to its first wait, as a new one that goes on from there."""
+_TAKEN = object()
+
+
+class _Started(Coroutine[Any, Any, None]):
+    """A coroutine that has run to its first wait, for a task to go on with.
+
+    What is thrown into it reaches the coroutine even before the task's first step.
+    """
+
+    __slots__ = ("_coroutine", "_waiting")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], waiting: Any) -> None:
         self._coroutine = coroutine
         self._waiting = waiting
 
-    async def run(self) -> None:
-        await self
+    def send(self, value: Any) -> Any:
+        waiting, self._waiting = self._waiting, _TAKEN
+        return self._coroutine.send(value) if waiting is _TAKEN else waiting
+
+    def throw(self, *error: Any) -> Any:
+        self._waiting = _TAKEN
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, None]:
-        waiting = self._waiting
-        try:
-            while True:
-                try:
-                    value = yield waiting
-                except BaseException as error:
-                    waiting = self._coroutine.throw(error)
-                else:
-                    waiting = self._coroutine.send(value)
-        except StopIteration:
-            return
+        return (yield from self._coroutine.__await__())

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 INLINE_SECONDS = 0.0002
 """A transform that takes longer than this does not belong on the event loop."""
-INLINE_RUNS = 4
+INLINE_RUNS = 16
 """Runs in a row that have to be that fast before one is run there."""
 CANCEL_TIMEOUT = 1.0
 """Seconds that a coroutine which took too long has to end once it is told to."""
@@ -152,8 +152,8 @@ class Executor:
 
     def _runs_inline(self, data: bytes | str, etl_args: str) -> bool:
         if self._execution == "auto":
-            # A path stands for a file that is still to be read.
-            return not isinstance(data, str) and self.pace(etl_args).is_fast(len(data))
+            # A path stands for a file that is still to be read; and what runs on the loop cannot be timed out.
+            return self.timeout is None and not isinstance(data, str) and self.pace(etl_args).is_fast(len(data))
         return self._execution == "inline"
 
     def _timed_transform(self, data: bytes | str, path: str, etl_args: str) -> Any:

@@ -63,6 +63,7 @@ class ObjectProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        in_head = self._in_head
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgraded:
@@ -75,7 +76,7 @@ class ObjectProtocol(HttpToolsProtocol):
             return
         if self._unstarted is not None:
             self._start_unstarted()
-        if self._in_head:
+        if self._in_head and in_head:
             self._head_size += len(data)
             if self._head_size > LONGEST_HEAD:
                 self._refuse(431, b"Request header fields too large.")
@@ -175,7 +176,9 @@ class ObjectProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._since = self.loop.time()
-        self.flow.resume_reading()
+        # A request behind this one may have been paused for itself.
+        if self._current is None or self._current is exchange or not self._current.body.paused:
+            self.flow.resume_reading()
         if self.pipeline:
             # Not from here: a thousand pipelined requests would nest a thousand deep.
             self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop())

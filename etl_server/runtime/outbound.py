@@ -45,7 +45,9 @@ class Outbound:
     def __init__(self, settings: Settings) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
-        self._places = asyncio.Semaphore(settings.max_connections)
+        # Objects come in by GET and go out by PUT. What is on its way out never waits for what wants to come in,
+        # which in its turn may wait for the memory that it takes.
+        self._places = {method: asyncio.Semaphore(settings.max_connections) for method in ("GET", "PUT")}
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._idle_count = 0
         self._open: set[_Connection] = set()
@@ -67,7 +69,8 @@ class Outbound:
         """
         origin, target = _parse(url)
         replayable = isinstance(body, bytes)
-        await self._places.acquire()
+        place = self._places[method]
+        await place.acquire()
         try:
             connection = self._take_idle(origin, fresh=not replayable)
             if connection is not None:
@@ -80,7 +83,7 @@ class Outbound:
             connection = await self._connect(origin)
             return await connection.exchange(method, target, headers, body)
         except BaseException:
-            self._places.release()
+            place.release()
             raise
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ class Outbound:
 
     def give_back(self, connection: _Connection, keep: bool) -> None:
         """An exchange is over: keep its connection for the next one, or cut it."""
-        self._places.release()
+        self._places[connection.method].release()
         if not keep or self._closed or self._idle_count >= self._settings.max_keepalive_connections:
             connection.abort()
             return
@@ -222,6 +225,7 @@ class Response:
 class _Connection(asyncio.Protocol):
     def __init__(self, outbound: Outbound, origin: Origin, timeout: float) -> None:
         self.origin = origin
+        self.method = ""
         self.idle_since = 0.0
         self.closed = False
         self.answered = False
@@ -251,6 +255,7 @@ class _Connection(asyncio.Protocol):
         """Send a request; the response once its head is here. What fails before that closes the connection."""
         if self.closed:
             raise self._lost("the connection was lost")
+        self.method = method
         self._response = response = Response(self)
         self._head = head = self._loop.create_future()
         self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)

@@ -57,6 +57,7 @@ class Session:
         self._waiting: asyncio.Task[None] | None = None
         self._ticket = worker.admission.enter()
         worker.admission.on_drain(self._drain)
+        worker.sessions.add(self)
 
     # The transport's side
 
@@ -91,6 +92,13 @@ class Session:
         """The other side is gone: whatever is going on for it ends."""
         if not self._ended.is_set():
             self._end()
+
+    def stop(self) -> None:
+        """The process ends now: what is not answered by then has failed."""
+        if self._due:
+            self._close(INTERNAL_ERROR, "the server ended before the object was finished")
+        else:
+            self._close(GOING_AWAY, "the server is stopping")
 
     async def wait_ended(self) -> None:
         """Wait until the connection is closed, by either side."""
@@ -199,7 +207,7 @@ class Session:
 
     def _explain(self, error: Exception, what: str) -> str:
         self._worker.log_failure(error, what)
-        return self._worker.printable(error.detail) if isinstance(error, ETLError) else INTERNAL
+        return self._worker.told(error) if isinstance(error, ETLError) else INTERNAL
 
     # The end
 
@@ -223,6 +231,7 @@ class Session:
                 due.task.cancel()
             due.lease.release()
         self._due.clear()
+        self._worker.sessions.discard(self)
         self._worker.admission.leave(self._ticket, self._drain)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import quote_plus
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -49,12 +49,20 @@ from .threads import WorkerThreads, tame
 
 STREAM_MEMORY = 2 * 1024 * 1024
 """Bytes that an object takes up while it streams: what waits on its way in, and on its way out."""
+LONGEST_DETAIL = 1000
+"""Characters of an error's text in a log or a message."""
 LONGEST_BACKOFF = 30
 """Seconds between two tries to deliver, at the most."""
 
 
 Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 """What answers one kind of request."""
+
+
+class Stoppable(Protocol):
+    """A connection that outlives its requests."""
+
+    def stop(self) -> None: ...
 
 
 class ObjectRequest(NamedTuple):
@@ -87,6 +95,8 @@ class Worker:
         self.settings = server.settings
         self.logger = server.logger
         self.started = False
+        self.sessions: set[Stoppable] = set()
+        """The WebSockets that are open."""
         self.start_error = ""
         """What kept it from starting."""
         self._starting: asyncio.Lock | None = None
@@ -106,7 +116,7 @@ class Worker:
             self.outbound = Outbound(settings)
             self.files = LocalFiles(settings.fqn_roots)
             self.executor = Executor(self.server, self.threads)
-            self.deliverer = Deliverer(settings, self.outbound)
+            self.deliverer = Deliverer(settings, self.outbound, self.threads)
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
@@ -124,6 +134,8 @@ class Worker:
         if not self.started:
             return
         self.started = False
+        for session in tuple(self.sessions):
+            session.stop()
         try:
             await _maybe_await(self.server.teardown())
         finally:
@@ -325,11 +337,15 @@ class Worker:
         raised: BaseException | None = error
         status, detail = 500, INTERNAL
         if isinstance(error, ETLError):
-            status, detail = error.status, error.detail
+            status, detail = error.status, self.told(error)
             raised = error.__cause__ if isinstance(error, TransformError) else None
         lines = [f"{what}: {status} {detail}\n", *(traceback.format_exception(raised) if raised else ())]
         # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
         self.logger.warning("%s", self.printable("".join(lines)).rstrip())
+
+    def told(self, error: ETLError) -> str:
+        """What an error says, fit to be shown: not long, and without any secret."""
+        return self.printable(error.detail)[:LONGEST_DETAIL]
 
     def printable(self, text: str) -> str:
         """`text` without any secret, and without the surrogates of names that are no UTF-8."""
