@@ -87,14 +87,6 @@ def test_only_the_command_line_imports_the_command_line() -> None:
             assert "cli" not in of_ours(imports(file)), file
 
 
-@pytest.mark.skipif(not (PACKAGE / "storage").is_dir(), reason="there is no storage yet")
-def test_storage_knows_no_http_server() -> None:
-    for file in modules("storage"):
-        names = imports(file)
-        assert of_ours(names).isdisjoint({"runtime", "server", "cli", "jobs", "control"}), file
-        assert {name.split(".")[0] for name in names}.isdisjoint({"fastapi", "starlette", "uvicorn"}), file
-
-
 STAGES = ["source", "execute", "deliver"]
 
 
