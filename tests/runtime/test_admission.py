@@ -171,3 +171,16 @@ async def test_a_flood_of_bodies_stays_within_the_limit(serve: Serve, target: Ta
         assert (await small).status == 200
         while memory.used:
             await asyncio.sleep(0.01)
+
+
+def test_what_is_there_already_counts_in_the_lane_of_its_size() -> None:
+    memory = Memory(8 * MIB)
+    leases = [Lease(memory) for _ in range(2)]
+    for lease in leases:
+        lease.add(4 * MIB)
+    assert memory.full
+    for lease in leases:
+        lease.release()
+        lease.add(MIB)
+    assert memory.used == 0
+    assert not memory.full

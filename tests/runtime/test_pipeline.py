@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -318,3 +319,16 @@ async def test_the_error_of_the_last_reaches_the_first(serve: Serve, target: Tar
     reply = await driver.push("src", "a", data=b"x", pipeline=stages)
     assert (reply.status, json.loads(reply.body)) == (500, {"detail": "Processing error: not an image"})
     assert target.names("dst") == []
+
+
+async def test_what_goes_out_does_not_wait_for_what_wants_to_come_in(serve: Serve, target: Target) -> None:
+    """One connection each way, and less memory than the objects need: whoever has memory can always deliver."""
+    target.path("src", "0").parent.mkdir(exist_ok=True)
+    for number in range(6):
+        target.path("src", str(number)).write_bytes(bytes(600_000))
+    live = serve(Upper, host_target=target.url, max_connections=1, max_memory=1 << 20, workers=1)
+    async with Driver(live.url, target, object_timeout=15) as driver:
+        replies = await asyncio.gather(
+            *(driver.pull("src", str(n), pipeline=target.destination("dst", str(n))) for n in range(6))
+        )
+    assert [reply.delivered for reply in replies] == [600_000] * 6
