@@ -340,7 +340,7 @@ class _AsyncStream(_Stream):
             self._iterator = aiter(made)
         while True:
             try:
-                piece = await _next_piece(self._iterator)
+                piece = await _tamed(anext(self._iterator))
             except StopAsyncIteration:
                 if self._source.failure is not None:
                     raise self._source.failure from None
@@ -372,19 +372,6 @@ async def _tamed(work: Awaitable[T]) -> T:
     """What the user's coroutine returns. What it raises is told apart from what is thrown into it to end it."""
     try:
         return await work
-    except GeneratorExit:
-        raise
-    except asyncio.CancelledError as error:
-        if _is_being_cancelled():
-            raise
-        raise tame(error) from error
-    except BaseException as error:
-        raise tame(error) from error
-
-
-async def _next_piece(iterator: AsyncIterator[Any]) -> Any:
-    try:
-        return await anext(iterator)
     except (StopAsyncIteration, GeneratorExit):
         raise
     except asyncio.CancelledError as error:
