@@ -61,6 +61,10 @@ class ASGIExchange:
             if not message.get("more_body", False):
                 self.body.finish()
 
+    def send_whole(self, answer: Answer) -> bool:
+        """See `Exchange`. To send takes a wait here, always."""
+        return False
+
     async def send(self, answer: Answer) -> None:
         """See `Exchange`. What a broken stream raises is passed on, which makes the ASGI server cut the connection."""
         headers = [(name.encode(), value.encode("latin-1")) for name, value in answer.headers]

@@ -51,6 +51,9 @@ class Exchange(Protocol):
     content_length: int | None
     body: Inflow
 
+    def send_whole(self, answer: Answer) -> bool:
+        """Send an answer that is whole and short, if that takes no waiting; whether it was sent."""
+
     async def send(self, answer: Answer) -> None:
         """Send the answer; of a body that comes, the first batch must be at hand.
 

@@ -26,6 +26,7 @@ CANCEL_TIMEOUT = 1.0
 """Seconds that a coroutine which took too long has to end once it is told to."""
 MOST_PACES = 1024
 """Different arguments whose speed is remembered."""
+RETURNED = "transform() returned"
 INLINE_BYTES = 256 * 1024
 """Bytes, in or out, up to which a stream may run on the event loop."""
 
@@ -50,26 +51,47 @@ class Executor:
         Raises:
             TransformError: `transform` raised, took longer than `ETL_OBJECT_TIMEOUT`, or returned no bytes.
         """
-        await self._acquire()
+        if self._slots is not None:
+            await self._slots.acquire()
         try:
-            if self.is_async or self._runs_inline(data, etl_args):
+            if self.is_async or self._runs_inline(None if isinstance(data, str) else len(data), etl_args):
                 try:
-                    result = self._timed_transform(data, path, etl_args)
+                    result = self.call(data, path, etl_args)
+                    if type(result) is bytes:
+                        return result
                     if inspect.isawaitable(result):
                         result = await self._finish(result)
                 finally:
                     self.release()
             else:
-                result = await self.limit(
-                    self.threads.run(self._timed_transform, data, path, etl_args, on_exit=self.release)
-                )
+                result = await self.limit(self.threads.run(self.call, data, path, etl_args, on_exit=self.release))
                 if inspect.isawaitable(result):
                     await self._acquire()
                     try:
                         result = await self._finish(result)
                     finally:
                         self.release()
-            return _as_bytes(result, "transform() returned")
+            return _as_bytes(result, RETURNED)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            raise transform_error(error) from error
+
+    def is_quick(self, size: int) -> bool:
+        """Whether the transform of an object of `size` bytes, without arguments, may run here and now."""
+        if self.is_async or self._slots is not None or self.server.streams:
+            return False
+        limit = self.server.settings.max_body
+        return self._runs_inline(size, "") and (limit is None or size <= limit)
+
+    async def finish(self, result: Any) -> bytes:
+        """The object, of what `call` returned.
+
+        Raises:
+            TransformError: as `transform`.
+        """
+        try:
+            return _as_bytes(await self._finish(result) if inspect.isawaitable(result) else result, RETURNED)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -97,7 +119,7 @@ class Executor:
             stream = _AsyncStream(self, source, path, etl_args)
         else:
             begun: _Begun | None = None
-            if source.whole is not None and self._runs_inline(source.whole, etl_args):
+            if source.whole is not None and self._runs_inline(len(source.whole), etl_args):
                 try:
                     begun = self._begin_inline(source.whole, path, etl_args)
                 except BaseException as error:
@@ -150,13 +172,15 @@ class Executor:
             pace = self._paces[etl_args] = Pace()
         return pace
 
-    def _runs_inline(self, data: bytes | str, etl_args: str) -> bool:
+    def _runs_inline(self, size: int | None, etl_args: str) -> bool:
+        """`size`: bytes of the input; None for a path, which stands for a file that is still to be read."""
         if self._execution == "auto":
-            # A path stands for a file that is still to be read; and what runs on the loop cannot be timed out.
-            return self.timeout is None and not isinstance(data, str) and self.pace(etl_args).is_fast(len(data))
+            # What runs on the loop cannot be timed out.
+            return self.timeout is None and size is not None and self.pace(etl_args).is_fast(size)
         return self._execution == "inline"
 
-    def _timed_transform(self, data: bytes | str, path: str, etl_args: str) -> Any:
+    def call(self, data: bytes | str, path: str, etl_args: str) -> Any:
+        """What the user's `transform` returns, or an `Exception` of whatever it raised; its time is taken."""
         started = perf_counter()
         try:
             return self.server.transform(data, path, etl_args)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -18,23 +17,37 @@ HIGH_WATER = 256 * 1024
 """Bytes that wait for a consumer before the sender is paused."""
 LOW_WATER = HIGH_WATER // 4
 READ_BUFFER = 64 * 1024
+LARGE = 64 * 1024
+"""Bytes from which a body of known length is read into its own place."""
 
 Batch = list[bytes]
 """Pieces of a body that came together; never empty, save to say that the body is at its end."""
 
 
-class BatchStream(ABC):
+class BatchStream:
     """A body that comes as somebody makes it. Whoever takes it closes it, at its end or before."""
 
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self
 
-    @abstractmethod
-    async def __anext__(self) -> Batch: ...
+    async def __anext__(self) -> Batch:
+        raise NotImplementedError
 
-    @abstractmethod
     async def aclose(self) -> None:
         """Nobody takes any more. May be called more than once."""
+        raise NotImplementedError
+
+
+class ReadBuffer:
+    """What a process's transports read into when a body has no place of its own.
+
+    One serves all connections of an event loop: what has come is taken out of it before the next read.
+    """
+
+    def __init__(self) -> None:
+        self.whole = memoryview(bytearray(HIGH_WATER))
+        self.small = self.whole[:READ_BUFFER]
+        """For heads, so that little of a large body comes with them."""
 
 
 class Inflow:
@@ -52,6 +65,7 @@ class Inflow:
         "_waiter",
         "_whole",
         "ended",
+        "room",
         "size",
     )
 
@@ -69,6 +83,8 @@ class Inflow:
         self._spool: io.BytesIO | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._whole: float = 0
+        self.room: memoryview | None = None
+        """Where the transport may read the next bytes of the body into; it then calls `filled`, and not `feed`."""
         self.ended = False
         """Whether the body came in whole; part of it may still wait here."""
         self.size = 0
@@ -80,6 +96,10 @@ class Inflow:
         if self._sink is not None:
             if self._sink.feed(data):
                 self._pause_sender()
+            return
+        if self.room is not None:
+            self.room[: len(data)] = data
+            self.filled(len(data))
             return
         self.size += len(data)
         if self._whole:
@@ -96,7 +116,19 @@ class Inflow:
             self._pause_sender()
         self._wake()
 
+    def filled(self, count: int) -> bool:
+        """`count` bytes have come into `room`; whether that was the last of them, and the body has ended."""
+        self.size += count
+        self.room = self.room[count:] if self.room is not None else None
+        if self.room:
+            return False
+        self.room = None
+        self.finish()
+        return True
+
     def finish(self) -> None:
+        if self.ended:
+            return
         self.ended = True
         if self._sink is not None:
             self._sink.finish()
@@ -138,23 +170,35 @@ class Inflow:
         self._resume_sender()
         return batch
 
-    async def read(self, limit: int | None = None) -> bytes:
-        """The whole body.
+    async def read(self, limit: int | None = None, length: int | None = None) -> bytes:
+        """The whole body, of which `length` bytes in all are announced, where that is known.
 
         Raises:
             BodyTooLargeError: it is larger than `limit` bytes.
         """
         self._whole = float("inf") if limit is None else limit
         if not self.ended:
+            if length is not None and length > max(self.size, LARGE):
+                self._make_room(length)
             self._ask()
             self._resume_sender()
         while not self.ended and self.size <= self._whole:
             if self._error is not None:
                 raise self._error
             await self._wait()
-        if self.size > self._whole:
+        return self.take_whole(limit)
+
+    def take_whole(self, limit: int | None = None) -> bytes:
+        """The body, which has ended.
+
+        Raises:
+            BodyTooLargeError: it is larger than `limit` bytes.
+        """
+        if limit is not None and self.size > limit:
             raise BodyTooLargeError.beyond(limit)
         self.size = 0
+        if self._spool is None and len(self._chunks) == 1:
+            return self._chunks.popleft()
         self._begin_spool()
         spool, self._spool = self._spool, None
         if spool is not None:
@@ -179,6 +223,17 @@ class Inflow:
         else:
             self._resume_sender()
         return sink
+
+    def _make_room(self, length: int) -> None:
+        """Have the rest of the body come to where it will stay. What a BytesIO gives away at the end is no copy."""
+        self._spool = io.BytesIO(bytes(length))
+        room = self._spool.getbuffer()
+        start = 0
+        while self._chunks:
+            chunk = self._chunks.popleft()
+            room[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        self.room = room[start:]
 
     def _begin_spool(self) -> None:
         """Put more than one piece together. A BytesIO gives its buffer away uncopied: a body is in memory once."""

@@ -18,7 +18,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..errors import ClientDisconnectedError
 from .eager import start_eagerly
 from .exchange import WEBSOCKET, Answer
-from .flow import BatchStream, Inflow
+from .flow import BatchStream, Inflow, ReadBuffer
+from .worker import already
 from .ws import upgrade
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ObjectProtocol(HttpToolsProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._default_headers: Any = None
         self._heads: dict[tuple[int, str], bytes] = {}
+        self._buffer: ReadBuffer = self.worker.read_buffer
 
     # asyncio.Protocol
 
@@ -60,16 +62,33 @@ class ObjectProtocol(HttpToolsProtocol):
         self.pause = self.flow.pause_reading
         self.resume = self.flow.resume_reading
         self._watch = self.loop.call_later(CHECK_INTERVAL, self._check)
+        transport.set_protocol(_Reading(self))
 
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+    def get_buffer(self, _: int) -> memoryview:
+        """Where the next bytes go: a large body has a place of its own, past the parser and without a copy."""
+        exchange = self._current
+        if exchange is None or exchange.body.ended:
+            return self._buffer.small
+        return exchange.body.room or self._buffer.whole
+
+    def buffer_updated(self, count: int) -> None:
+        exchange = self._current
+        if exchange is None or exchange.body.room is None:
+            self.data_received(self._buffer.whole[:count])
+            return
+        self._since = self.loop.time()
+        if exchange.body.filled(count):
+            # It still waits for the body. The next request is for another one.
+            self.parser = self._new_parser()
+
+    def data_received(self, data: bytes | memoryview) -> None:
         in_head = self._in_head
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgraded:
             if self._should_upgrade():
                 self._stop_watching()
-                self._upgrade(data[upgraded.args[0] :])
+                self._upgrade(bytes(data[upgraded.args[0] :]))
             return
         except httptools.HttpParserError:
             self._refuse(400, b"Invalid HTTP request received.")
@@ -90,6 +109,10 @@ class ObjectProtocol(HttpToolsProtocol):
 
     # The parser's callbacks
 
+    def _get_upgrade(self) -> bytes | None:
+        self.headers = [(name.lower(), value) for name, value in self.headers]
+        return super()._get_upgrade()
+
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
@@ -99,18 +122,18 @@ class ObjectProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        method = self.parser.get_method().decode("ascii")
+        parser = self.parser
+        method = parser.get_method().decode("ascii")
         path, _, query = self.url.decode("latin-1").partition("?")
         handler = self._etl.route(method, path)
-        if handler is None or self.parser.should_upgrade() or not self.worker.started:
+        if handler is None or parser.should_upgrade() or not self.worker.started:
             self._leave_to_asgi()
             return
-        exchange = HttpExchange(self, handler, method, path, query)
-        self._current = exchange
+        self._current = exchange = HttpExchange(self, handler, method, path, query)
         busy = self.cycle is not None and not self.cycle.response_complete
         self.cycle = exchange  # type: ignore[assignment]  # it stands in for uvicorn's
         if busy:
@@ -138,6 +161,11 @@ class ObjectProtocol(HttpToolsProtocol):
             self._start_unstarted()
 
     # Exchanges
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        return parser
 
     def _leave_to_asgi(self) -> None:
         url, headers = self.url, self.headers
@@ -245,6 +273,25 @@ class ObjectProtocol(HttpToolsProtocol):
             self._watch = None
 
 
+class _Reading(asyncio.BufferedProtocol):
+    """What the transport talks to in place of uvicorn's protocol, which by its base cannot be read into."""
+
+    def __init__(self, protocol: ObjectProtocol) -> None:
+        # Its methods are the protocol's own: two calls an object that need not be passed on.
+        vars(self).update(
+            get_buffer=protocol.get_buffer,
+            buffer_updated=protocol.buffer_updated,
+            connection_lost=protocol.connection_lost,
+            eof_received=protocol.eof_received,
+            pause_writing=protocol.flow.pause_writing,
+            resume_writing=protocol.flow.resume_writing,
+        )
+
+
+_LENGTHS = frozenset(map(len, (b"content-length", b"ais-node-url", b"expect")))
+"""Of the names of the headers that the data path looks at: what is of another length need not be compared."""
+
+
 class HttpExchange:
     """One request for an object, and its answer. See `Exchange`."""
 
@@ -284,6 +331,9 @@ class HttpExchange:
         self._http10 = protocol.parser.get_http_version() == "1.0"
         self._continue = False
         for name, value in protocol.headers:
+            if len(name) not in _LENGTHS:
+                continue
+            name = name.lower()
             if name == b"content-length":
                 self.content_length = int(value)
             elif name == b"ais-node-url":
@@ -297,6 +347,14 @@ class HttpExchange:
         if self.disconnected:
             return
         worker = self._protocol.worker
+        if self.method == "PUT" and self._handler == worker.push:
+            now = worker.serve_now(self)
+            if isinstance(now, Answer):
+                if self.send_whole(now):
+                    return
+                now = already(now)
+            if now is not None:
+                self._handler = now
         self._ticket = worker.admission.enter()
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
         if task is not None:
@@ -328,6 +386,18 @@ class HttpExchange:
         finally:
             protocol.worker.admission.leave(self._ticket)
 
+    def send_whole(self, answer: Answer) -> bool:
+        body = answer.body
+        protocol = self._protocol
+        if not isinstance(body, bytes) or len(body) > SMALL or protocol.flow.write_paused or self.method == "HEAD":
+            return False
+        if not self.disconnected:
+            head, chunked = self._head(answer)
+            protocol.transport.write(head + (b"0\r\n\r\n" if chunked else body))
+            self.response_complete = True
+            protocol.exchange_ended(self)
+        return True
+
     async def send(self, answer: Answer) -> None:
         protocol = self._protocol
         transport = protocol.transport
@@ -337,37 +407,39 @@ class HttpExchange:
         if self.disconnected:
             return
         body = answer.body
-        chunked = answer.chunked and answer.status != 204
+        head, chunked = self._head(answer)
+        if self.method == "HEAD":
+            transport.write(head)
+        elif not isinstance(body, bytes):
+            await self._send_stream(head, body, chunked, answer.length)
+        else:
+            transport.writelines((head, b"0\r\n\r\n" if chunked else body))
+            if protocol.flow.write_paused:
+                # The object counts as taken, and its memory as free, when the client has it.
+                await protocol.flow.drain()
+        self.response_complete = True
+        protocol.exchange_ended(self)
+
+    def _head(self, answer: Answer) -> tuple[bytes, bool]:
+        """An answer's head, and whether chunks follow."""
+        status, body, content_type, headers, length = answer
+        protocol = self._protocol
+        unsized = answer.chunked
+        chunked = unsized and status != 204
         if protocol.worker.admission.draining.is_set() or (self._continue and not self.body.ended):
             self.keep_alive = False
-        head = protocol.head(answer.status, answer.content_type)
-        for name, value in answer.headers:
+        head = protocol.head(status, content_type)
+        for name, value in headers:
             head += f"{name}: {value}\r\n".encode("latin-1")
         if not self.keep_alive or self._http10:
             self.keep_alive = self.keep_alive and not chunked
             head += b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n"
             chunked = chunked and not self._http10
         if chunked:
-            head += b"transfer-encoding: chunked\r\n\r\n"
-        elif answer.status == 204 or answer.chunked:
-            head += b"\r\n"
-        elif isinstance(body, bytes):
-            head = b"%scontent-length: %d\r\n\r\n" % (head, len(body))
-        else:
-            head += b"content-length: %d\r\n\r\n" % (answer.length or 0)
-        if self.method == "HEAD":
-            transport.write(head)
-        elif isinstance(body, BatchStream):
-            await self._send_stream(head, body, chunked, answer.length)
-        elif len(body) <= SMALL:
-            transport.write(head + (b"0\r\n\r\n" if chunked else body))
-        else:
-            transport.writelines((head, body))
-            if protocol.flow.write_paused:
-                # The object counts as taken, and its memory as free, when the client has it.
-                await protocol.flow.drain()
-        self.response_complete = True
-        protocol.exchange_ended(self)
+            return head + b"transfer-encoding: chunked\r\n\r\n", True
+        if status == 204 or unsized:
+            return head + b"\r\n", False
+        return b"%scontent-length: %d\r\n\r\n" % (head, len(body) if isinstance(body, bytes) else length or 0), False
 
     async def _send_stream(self, head: bytes, body: BatchStream, chunked: bool, length: int | None) -> None:
         protocol = self._protocol

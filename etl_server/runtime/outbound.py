@@ -20,7 +20,7 @@ import httptools
 from ..config import Settings
 from ..errors import UpstreamRefusedError, UpstreamUnreachableError
 from .clients import CONNECT_TIMEOUT, ssl_context
-from .flow import Batch, Inflow
+from .flow import Batch, Inflow, ReadBuffer
 
 Headers = Sequence[tuple[str, str]]
 
@@ -51,6 +51,7 @@ class Outbound:
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._idle_count = 0
         self._open: set[_Connection] = set()
+        self.read_buffer = ReadBuffer()
         self._tls: ssl.SSLContext | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -201,14 +202,14 @@ class Response:
         """
         return await self._connection.body.receive()
 
-    async def read(self, limit: int | None = None) -> bytes:
-        """The rest of the body.
+    async def read(self, limit: int | None = None, length: int | None = None) -> bytes:
+        """The rest of the body, of which `length` bytes in all are announced, where that is known.
 
         Raises:
             UpstreamUnreachableError: it will not come.
             BodyTooLargeError: it is larger than `limit` bytes.
         """
-        return await self._connection.body.read(limit)
+        return await self._connection.body.read(limit, length)
 
     async def read_start(self, size: int) -> bytes:
         """The body, or about its first `size` bytes: enough to tell what an error is about."""
@@ -222,7 +223,7 @@ class Response:
         self._connection.release(self)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     def __init__(self, outbound: Outbound, origin: Origin, timeout: float) -> None:
         self.origin = origin
         self.method = ""
@@ -239,6 +240,7 @@ class _Connection(asyncio.Protocol):
         self._timeout = timeout
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
+        self._buffer = outbound.read_buffer
         self._response: Response | None = None
         self._head: asyncio.Future[Response] | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -363,15 +365,26 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _: int) -> memoryview:
+        if self._response is None or self.body.ended:
+            return self._buffer.small
+        return self.body.room or (self._buffer.whole if self.answered else self._buffer.small)
+
+    def buffer_updated(self, count: int) -> None:
         if self._response is None or self.body.ended:
             self._keep = False
             self.abort()  # nobody asked for it
             return
         self.answered = True
         self._active_at = self._loop.time()
+        if self.body.room is not None:
+            if self.body.filled(count):
+                # The old parser still waits for the body.
+                self._keep = self._parser.should_keep_alive()
+                self._parser = httptools.HttpResponseParser(self)
+            return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer.whole[:count])
         except httptools.HttpParserError:
             if self.body.ended:
                 self.abort()

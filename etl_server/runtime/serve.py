@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -40,6 +41,12 @@ POLL_INTERVAL = 0.2
 """Seconds between two looks at whether the workers live."""
 STOP_GRACE = 5.0
 """Seconds beyond `ETL_DRAIN_TIMEOUT` after which a worker is killed."""
+MOST_KEPT = 128 * 1024**2
+"""Bytes of freed memory that a process keeps at the most; never more than a quarter of what objects may take up."""
+LARGEST_KEPT = 32 * 1024**2
+"""Bytes from which a block goes back to the system at once; glibc takes no larger value."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""The parameters of glibc's mallopt(3)."""
 RESPAWN_DELAY = 1.0
 """Seconds to wait before a worker that died is started again."""
 
@@ -95,6 +102,7 @@ def _serve(make: MakeServer, settings: Settings, listener: socket.socket) -> int
         logger.error("the transform's class cannot be instantiated: %s", error, exc_info=True)
         return STARTUP_FAILURE
     sys.setswitchinterval(SWITCH_INTERVAL)
+    _keep_freed_memory(settings)
     server = _Server(uvicorn_config(app), app, settings.drain_timeout)
     try:
         server.run(sockets=[listener])
@@ -247,6 +255,20 @@ def _listen(settings: Settings) -> socket.socket:
             f"ETL_HOST={settings.host}, ETL_PORT={settings.port}: expected an address that is free: {error.strerror}"
         ) from None
     return listener
+
+
+def _keep_freed_memory(settings: Settings) -> None:
+    """Have the allocator keep what objects were in for the next ones.
+
+    By default, glibc gives the memory of a large object back to the system, which is to find, clear and map it again
+    for the next: at 1 MiB, half of the time that an object takes. Where the C library has no `mallopt`, nothing
+    changes.
+    """
+    kept = min(MOST_KEPT, settings.max_memory // settings.workers // 4)
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, min(LARGEST_KEPT, kept))
+        mallopt(M_TRIM_THRESHOLD, kept)
 
 
 def _raise_file_limit() -> None:

@@ -42,6 +42,9 @@ class Source(Protocol):
     def failure(self) -> BaseException | None:
         """What went wrong while it was read, even if the reader made nothing of it."""
 
+    def read_now(self) -> bytes | None:
+        """The whole object, where that takes no waiting."""
+
     async def read(self) -> bytes:
         """The whole object."""
 
@@ -82,15 +85,18 @@ class BodySource:
     def failure(self) -> BaseException | None:
         return self._body.failure or _failure(self._reader) or _failure(self._async_reader)
 
-    async def read(self) -> bytes:
-        if self._whole is None:
-            body = self._body
-            if body.ended:
-                self._lease.add(body.size)
-                self._whole = await body.read(self._limit)
-            else:
-                self._whole = await _read_admitted(body, self._length, self._limit, self._lease)
+    def read_now(self) -> bytes | None:
+        body = self._body
+        if self._whole is None and body.ended:
+            self._lease.add(body.size)
+            self._whole = body.take_whole(self._limit)
         return self._whole
+
+    async def read(self) -> bytes:
+        whole = self.read_now()
+        if whole is None:
+            whole = self._whole = await _read_admitted(self._body, self._length, self._limit, self._lease)
+        return whole
 
     async def read_if_here(self, limit: int) -> None:
         """Take the body if it has come in whole and has at most `limit` bytes: then it can be read again."""
@@ -123,6 +129,9 @@ class BytesSource:
 
     def __init__(self, data: bytes) -> None:
         self.whole = data
+
+    def read_now(self) -> bytes:
+        return self.whole
 
     async def read(self) -> bytes:
         return self.whole
@@ -162,6 +171,9 @@ class BlockingSource(ABC):
     @property
     def failure(self) -> BaseException | None:
         return _failure(self._reader) or _failure(self._async_reader)
+
+    def read_now(self) -> bytes | None:
+        return None
 
     async def read(self) -> bytes:
         try:
@@ -223,13 +235,16 @@ class FileSource(BlockingSource):
         with self._find() as file:
             return file.path
 
-    async def read(self) -> bytes:
+    def read_now(self) -> bytes | None:
         with self._find() as file:
             data = file.read_if_cached() if file.size <= PIECE else None
-            if data is not None:
-                self._lease.add(len(data))
-                return data
-        return await super().read()
+        if data is not None:
+            self._lease.add(len(data))
+        return data
+
+    async def read(self) -> bytes:
+        data = self.read_now()
+        return data if data is not None else await super().read()
 
     def open(self) -> io.BufferedReader:
         with self._find() as file:
@@ -348,7 +363,7 @@ async def _read_admitted(body: Inflow | Response, length: int | None, limit: int
         raise BodyTooLargeError.beyond(limit)
     if length is not None:
         await lease.take(length)
-        return await body.read(limit)
+        return await body.read(limit, length)
     whole = io.BytesIO()
     while batch := await body.receive():
         for piece in batch:

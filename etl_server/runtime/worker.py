@@ -40,9 +40,9 @@ from .admission import Admission, Lease
 from .clients import plain_session
 from .deliver import Deliverer
 from .exchange import Answer, Exchange
-from .execute import Executor
+from .execute import Executor, transform_error
 from .files import LocalFiles
-from .flow import BatchStream
+from .flow import BatchStream, ReadBuffer
 from .outbound import Headers, Outbound
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
 from .threads import WorkerThreads, tame
@@ -54,6 +54,8 @@ LONGEST_DETAIL = 1000
 LONGEST_BACKOFF = 30
 """Seconds between two tries to deliver, at the most."""
 
+
+_NO_QUERY: dict[str, str] = {}
 
 Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 """What answers one kind of request."""
@@ -95,6 +97,7 @@ class Worker:
         self.settings = server.settings
         self.logger = server.logger
         self.started = False
+        self.read_buffer = ReadBuffer()
         self.sessions: set[Stoppable] = set()
         """The WebSockets that are open."""
         self.start_error = ""
@@ -117,6 +120,7 @@ class Worker:
             self.files = LocalFiles(settings.fqn_roots)
             self.executor = Executor(self.server, self.threads)
             self.deliverer = Deliverer(settings, self.outbound, self.threads)
+            self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
@@ -167,7 +171,8 @@ class Worker:
                 return
             except Exception as error:
                 answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
-            await exchange.send(answer)
+            if not exchange.send_whole(answer):
+                await exchange.send(answer)
         except ClientDisconnectedError:
             raise
         except Exception as error:
@@ -175,8 +180,37 @@ class Worker:
             raise
         finally:
             lease.release()
-            if answer is not None and isinstance(answer.body, BatchStream):
+            if answer is not None and not isinstance(answer.body, bytes):
                 await answer.body.aclose()
+
+    def serve_now(self, exchange: Exchange) -> Answer | Handler | None:
+        """The way of an object that is here in whole and whose transform has been taking microseconds, in one step.
+
+        None: it has to go the whole way. A handler: what is left of that. Nothing is waited for before the answer,
+        so that no memory has to be admitted, and nobody can go away meanwhile.
+        """
+        body = exchange.body
+        if exchange.query or exchange.pipeline or not body.ended or not self.executor.is_quick(body.size):
+            return None
+        name = decode_path(exchange.path)
+        if not name:
+            return None
+        try:
+            try:
+                result = self.executor.call(body.take_whole(), name, "")
+            except Exception as error:
+                raise transform_error(error) from error
+            if type(result) is not bytes:
+                return self._finish_later(result)
+            return Answer(200, result, self._mime_type())
+        except ETLError as error:
+            return self.error_answer(error, f"{exchange.method} {exchange.path}")
+
+    def _finish_later(self, result: object) -> Handler:
+        async def finish(_: Exchange, __: Lease) -> Answer:
+            return Answer(200, await self.executor.finish(result), self._mime_type())
+
+        return finish
 
     # The requests of the protocol: each makes a request and its source
 
@@ -188,19 +222,19 @@ class Worker:
 
     async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""
-        query = decode_query(exchange.query) if exchange.query else {}
+        query = decode_query(exchange.query) if exchange.query else _NO_QUERY
         request = self._request(decode_path(exchange.path), query, exchange.pipeline)
-        source = self._file(query, lease)
+        source = self._file(query, lease) if query else None
         if source is None:
             source = BodySource(exchange.body, exchange.content_length, self.settings.max_body, lease)
         return await self.process(request, source, lease)
 
     async def pull(self, exchange: Exchange, lease: Lease) -> Answer:
         """GET: the object is the target's, or a local file."""
-        query = decode_query(exchange.query) if exchange.query else {}
+        query = decode_query(exchange.query) if exchange.query else _NO_QUERY
         name = decode_path(exchange.path)
         request = self._request(name, query, exchange.pipeline)
-        source = self._file(query, lease)
+        source = self._file(query, lease) if query else None
         if source is None:
             latest = query.get(LATEST_VERSION)
             version = f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else ""
@@ -235,32 +269,43 @@ class Worker:
         """
         if request.stage and has_path(request.stage) and not self.settings.host_target.get_secret_value():
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
-        content = await self._transform(request, source)
-        if isinstance(content, BatchStream):
+        content: bytes | BatchStream
+        if self._streams or self._direct_fqn:
+            content = await self._transform(request, source)
+        else:
+            # What `_transform` does, without the call: most objects come this way.
+            data = source.read_now()
+            if data is None:
+                data = await source.read()
+            content = await self.executor.transform(data, request.name, request.etl_args)
+        if not isinstance(content, bytes):
             lease.add(STREAM_MEMORY)
         elif content is not source.whole:
             lease.add(len(content))
         if not request.stage:
-            return Answer(200, content, await self._mime_type(content))
+            try:
+                return Answer(200, content, self._mime_type())
+            except TransformError:
+                if not isinstance(content, bytes):
+                    await content.aclose()
+                raise
         return await self._deliver(request, source, content)
 
     async def _transform(self, request: ObjectRequest, source: Source) -> bytes | BatchStream:
-        if self.server.streams:
+        if self._streams:
             return await self.executor.stream(source, request.name, request.etl_args)
         data: bytes | str
-        if self.settings.direct_fqn and isinstance(source, FileSource):
+        if self._direct_fqn and isinstance(source, FileSource):
             data = source.path()
         else:
             data = await source.read()
         return await self.executor.transform(data, request.name, request.etl_args)
 
-    async def _mime_type(self, content: bytes | BatchStream) -> str:
+    def _mime_type(self) -> str:
         try:
             mime_type = self.server.get_mime_type()
             _ = mime_type.encode("latin-1")
         except Exception as error:
-            if isinstance(content, BatchStream):
-                await content.aclose()
             raise TransformError(f"get_mime_type(): {error}") from error
         return mime_type
 
@@ -299,6 +344,8 @@ class Worker:
     def _request(self, name: str, query: dict[str, str], pipeline: str) -> ObjectRequest:
         if not name:
             raise BadRequestError("The path names no object")
+        if query is _NO_QUERY and not pipeline:
+            return ObjectRequest(name)
         etl_args = query.get(ETL_ARGS, "")
         return ObjectRequest.make(name, etl_args, pipeline) if pipeline else ObjectRequest(name, etl_args)
 
@@ -354,6 +401,15 @@ class Worker:
 
 def _is_transient(error: BaseException) -> bool:
     return isinstance(error, UpstreamUnreachableError) and not isinstance(error, UpstreamRefusedError)
+
+
+def already(answer: Answer) -> Handler:
+    """What "answers" a request whose answer is there."""
+
+    async def handle(_: Exchange, __: Lease) -> Answer:
+        return answer
+
+    return handle
 
 
 async def _maybe_await(result: object) -> None:
