@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .raw_client import PATIENCE, RawClient
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).parent.parent
 """The project's folder."""
@@ -54,17 +58,17 @@ def ais_file(mountpath: Path, name: str, content: bytes) -> Path:
     return file
 
 
-class ServerProcess:
-    """A server in a process of its own, whose stderr is collected line by line. A context manager."""
+class Process:
+    """A process whose stderr is collected line by line. A context manager, which ends it."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-        """`arguments` are Python's: `"-m", "etl_server", "serve", …` or a script."""
+    def __init__(
+        self, *command: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         self.lines: list[str] = []
-        self.port = 0
         self._ended = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, *arguments],
+            command,
             env={**os.environ, **(environment or {})},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -76,15 +80,7 @@ class ServerProcess:
         self._collector = threading.Thread(target=self._collect, daemon=True)
         self._collector.start()
 
-    @classmethod
-    def serve(cls, spec: str, *options: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
-        """`etl-server serve SPEC` on a free port of the loopback address, with one worker unless told otherwise."""
-        defaults = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "1"}
-        return cls(
-            "-m", "etl_server", "serve", spec, *options, environment={**defaults, **(environment or {})}, cwd=ROOT
-        )
-
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -103,10 +99,6 @@ class ServerProcess:
         return self._process.pid
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
     def stderr(self) -> str:
         with self._changed:
             return "\n".join(self.lines)
@@ -121,11 +113,6 @@ class ServerProcess:
             self._changed.wait_for(lambda: self._ended or len(found()) >= count, PATIENCE)
             assert len(found()) >= count, f"no line has {pattern!r}:\n" + "\n".join(self.lines)
             return found()[count - 1]
-
-    def wait_until_listening(self) -> ServerProcess:
-        """Wait until it says where it listens. Connections are taken from then on, and answered once it is set up."""
-        self.port = int(self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
-        return self
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -147,3 +134,29 @@ class ServerProcess:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+
+class ServerProcess(Process):
+    """A server of ours in a process of its own."""
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        """`arguments` are Python's: `"-m", "etl_server", "serve", …` or a script."""
+        super().__init__(sys.executable, *arguments, environment=environment, cwd=cwd)
+        self.port = 0
+
+    @classmethod
+    def serve(cls, spec: str, *options: str, environment: Mapping[str, str] | None = None) -> ServerProcess:
+        """`etl-server serve SPEC` on a free port of the loopback address, with one worker unless told otherwise."""
+        defaults = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "1"}
+        return cls(
+            "-m", "etl_server", "serve", spec, *options, environment={**defaults, **(environment or {})}, cwd=ROOT
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_until_listening(self) -> ServerProcess:
+        """Wait until it says where it listens. Connections are taken from then on, and answered once it is set up."""
+        self.port = int(self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
+        return self
