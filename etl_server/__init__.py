@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Settings
-    from .errors import ETLError
+    from .errors import ETLError, ObjectStoreError, ObjectStoreTransientError
     from .payload import deserialize_class, serialize_class
     from .runtime.clients import ResponseRawReader
     from .runtime.flow import AsyncReader
     from .server import ETLServer
+    from .storage.base import ObjectStore
     from .wire.pipeline import InvalidPipelineError, compose_etl_direct_put_url, parse_etl_pipeline
 
 __version__ = "0.1.0"
@@ -21,6 +22,9 @@ __all__ = [
     "ETLError",
     "ETLServer",
     "InvalidPipelineError",
+    "ObjectStore",
+    "ObjectStoreError",
+    "ObjectStoreTransientError",
     "ResponseRawReader",
     "Settings",
     "__version__",
@@ -35,6 +39,9 @@ _HOMES = {
     "ETLError": "errors",
     "ETLServer": "server",
     "InvalidPipelineError": "wire.pipeline",
+    "ObjectStore": "storage.base",
+    "ObjectStoreError": "errors",
+    "ObjectStoreTransientError": "errors",
     "ResponseRawReader": "runtime.clients",
     "Settings": "config",
     "compose_etl_direct_put_url": "wire.pipeline",

@@ -13,6 +13,8 @@ ETLError                        500
 │   └── DeliveryFailedError     502  … retries are exhausted
 ├── DeliveryInterruptedError    503  a one-shot stream broke off: the target is to repeat the whole PUT
 ├── TargetNotConfiguredError    503  `AIS_TARGET_URL` is needed and not set
+├── ObjectStoreError            502  an object store refused what was asked of it, or gave what cannot be right
+│   └── ObjectStoreTransientError 503  … it may well succeed when tried again: throttled, 5xx, reset, timeout
 ├── ClientDisconnectedError     no answer: nobody is there to read it
 ├── ConfigError                 no answer: the server does not start
 ├── ClassLoadError              no answer: the user's class cannot be found
@@ -149,6 +151,24 @@ class DeliveryInterruptedError(ETLError):
 
 class TargetNotConfiguredError(ETLError):
     """`AIS_TARGET_URL` is needed for this request and not set."""
+
+    status = 503
+
+
+class ObjectStoreError(ETLError):
+    """An object store refused what was asked of it, or gave what cannot be right. Trying again is pointless.
+
+    What has a name in Python is raised as such: `FileNotFoundError`, `FileExistsError`, `PermissionError`.
+    """
+
+    status = 502
+
+
+class ObjectStoreTransientError(ObjectStoreError):
+    """What was asked of an object store may well succeed when tried again: throttled, 5xx, reset, timed out, cut off.
+
+    The store has tried again already, as often as its `RetryPolicy` says.
+    """
 
     status = 503
 

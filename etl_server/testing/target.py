@@ -18,6 +18,8 @@ from urllib.parse import quote, unquote
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from etl_server.errors import ObjectStoreError
+from etl_server.storage.files import FileTree, IncomingFile
 from etl_server.wire.checksum import (
     CHECKSUM_TYPE_HEADER,
     CHECKSUM_TYPES,
@@ -28,7 +30,6 @@ from etl_server.wire.checksum import (
 )
 from etl_server.wire.names import decode_path, encode_uname
 
-from .files import BucketFiles, UnstorableError
 from .loop_thread import LoopThread
 
 RequestHook = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
@@ -68,7 +69,7 @@ class Target:
 
     It listens on a real socket, on an event loop and a daemon thread of its own, so that synchronous and asynchronous
     code can use it alike. Every method may be called from any thread, except from `on_request`, which runs on that
-    loop. Objects are ordinary files (`object_paths` tells which) and may be put there and looked at as such.
+    loop. Objects are ordinary files (`storage.object_paths` tells which) and may be put there and looked at as such.
 
     Answers: 400 for a malformed uname, a checksum that does not match or is of an unknown type, and a body that
     breaks off; 403 for another ETL's name or secret; 404 for an unknown bucket or object; 405; 409 for an object that
@@ -106,7 +107,7 @@ class Target:
                 raise ValueError(f"{bucket!r} is no bucket's name: expected one path segment")
         if not etl_name or secret == "":
             raise ValueError("etl_name and secret must not be empty")
-        self._buckets = {bucket: BucketFiles(root) for bucket, root in buckets.items()}
+        self._buckets = {bucket: FileTree(root) for bucket, root in buckets.items()}
         self._etl_name = etl_name
         self._secret = secret or secrets.token_urlsafe(16)
         self._host = host
@@ -155,8 +156,6 @@ class Target:
         self._loop_thread.run(self._runner.cleanup())
         self._loop_thread.close()
         self._loop_thread = self._runner = None
-        for files in self._buckets.values():
-            files.remove_incoming()
 
     # Where it is
 
@@ -193,7 +192,7 @@ class Target:
 
     def names(self, bucket: str) -> list[str]:
         """The names of the bucket's objects, sorted. Raises KeyError when there is no such bucket."""
-        return self._buckets[bucket].names()
+        return sorted(name for name, _ in self._buckets[bucket].scan())
 
     def path(self, bucket: str, name: str) -> Path:
         """The file that the object is, or would be.
@@ -289,7 +288,7 @@ class Target:
             return await self._put(request, files, name)
         return await self._get(request, files, name)
 
-    def _locate(self, raw_uname: str) -> tuple[BucketFiles, str]:
+    def _locate(self, raw_uname: str) -> tuple[FileTree, str]:
         provider, _, rest = decode_path(raw_uname).partition("/")
         namespace, _, rest = rest.partition("/")
         bucket, _, name = rest.partition("/")
@@ -301,7 +300,7 @@ class Target:
             raise web.HTTPNotFound(text="no such bucket")
         return files, name
 
-    async def _get(self, request: web.Request, files: BucketFiles, name: str) -> web.StreamResponse:
+    async def _get(self, request: web.Request, files: FileTree, name: str) -> web.StreamResponse:
         try:
             file = files.open(name)
         except FileNotFoundError:
@@ -325,23 +324,27 @@ class Target:
                 pass  # the client is gone
         return response
 
-    async def _put(self, request: web.Request, files: BucketFiles, name: str) -> web.StreamResponse:
-        checksum, expected = _announced_checksum(request)
-        with files.create(name) as upload:
-            try:
-                async for chunk in request.content.iter_any():
-                    upload.write(chunk)
-                    if checksum is not None:
-                        checksum.update(chunk)
-            except (web.RequestPayloadError, ConnectionError):
-                raise web.HTTPBadRequest(text="the body broke off") from None
-            if checksum is not None and checksum.hexdigest() != expected:
-                raise web.HTTPBadRequest(text=f"checksum mismatch: expected {expected}, got {checksum.hexdigest()}")
-            try:
-                await asyncio.to_thread(upload.commit)
-            except UnstorableError as error:
-                raise web.HTTPConflict(text=f"cannot be stored under this name: {error}") from None
+    async def _put(self, request: web.Request, files: FileTree, name: str) -> web.StreamResponse:
+        try:
+            with files.create(name) as incoming:
+                await _receive(request, incoming)
+                await asyncio.to_thread(incoming.commit)
+        except ObjectStoreError as error:
+            raise web.HTTPConflict(text=f"cannot be stored under this name: {error}") from None
         return web.Response()
+
+
+async def _receive(request: web.Request, incoming: IncomingFile) -> None:
+    checksum, expected = _announced_checksum(request)
+    try:
+        async for chunk in request.content.iter_any():
+            incoming.write(chunk)
+            if checksum is not None:
+                checksum.update(chunk)
+    except (web.RequestPayloadError, ConnectionError):
+        raise web.HTTPBadRequest(text="the body broke off") from None
+    if checksum is not None and checksum.hexdigest() != expected:
+        raise web.HTTPBadRequest(text=f"checksum mismatch: expected {expected}, got {checksum.hexdigest()}")
 
 
 def _split_path(request: web.Request) -> list[str]:

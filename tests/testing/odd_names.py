@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etl_server.testing.object_paths import INCOMING
+from etl_server.storage.object_paths import INCOMING
 
 NOT_UTF8 = b"caf\xe9/\xff\xfe".decode("utf-8", "surrogateescape")
 
@@ -37,7 +37,7 @@ ODD_NAMES = [
     "e\u0301",
     NOT_UTF8,
     INCOMING,
-    f"dir/{INCOMING}/x",
+    f"dir/{INCOMING}-1/x",
     ".hidden",
     "-dash",
 ]

@@ -18,8 +18,8 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from etl_server.storage.object_paths import INCOMING
 from etl_server.testing import Target
-from etl_server.testing.object_paths import INCOMING
 from etl_server.wire.checksum import CHECKSUM_TYPES, ChecksumType, checksum_of
 from etl_server.wire.names import encode_uname
 from etl_server.wire.pipeline import compose_etl_direct_put_url
@@ -68,7 +68,7 @@ def get(target: Target, bucket: str, name: str) -> Answer:
 
 def incoming(target: Target) -> list[Path]:
     """The unfinished objects of `dst`."""
-    return list(target.path("dst", "x").with_name(INCOMING).glob("*"))
+    return list(target.path("dst", "x").parent.rglob(f"{INCOMING}*"))
 
 
 @contextmanager
@@ -426,7 +426,7 @@ def test_an_unfinished_object_is_nowhere_to_be_seen(target: Target, tmp_path: Pa
     unfinished.mkdir(parents=True)
     (unfinished / "part").write_bytes(b"a part")
     (tmp_path / "src" / "sub").mkdir()
-    (tmp_path / "src" / "sub" / INCOMING).write_bytes(b"no object can have this name")
+    (tmp_path / "src" / "sub" / f"{INCOMING}-1").write_bytes(b"no object can have this name")
     assert target.names("src") == []
     assert get(target, "src", f"{INCOMING}/dir/part").status == 404
 

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from etl_server.testing.object_paths import INCOMING, object_name, object_path
+from etl_server.storage.object_paths import INCOMING, object_name, object_path
+from tests.testing.odd_names import ODD_NAMES
 
-from .odd_names import ODD_NAMES
-
-NOT_COMPONENTS = {"", ".", "..", INCOMING}
+UNFINISHED = f"{INCOMING}-1"
+NOT_COMPONENTS = {"", ".", "..", INCOMING, UNFINISHED}
 SEGMENTS = st.one_of(
-    st.sampled_from(["", ".", "..", "%", "%%", "%.", "%..", "%%..", "...", INCOMING, "%" + INCOMING, "%2E", "a%b"]),
+    st.sampled_from(
+        ["", ".", "..", "%", "%%", "%.", "%..", "%%..", "...", INCOMING, UNFINISHED, "%" + UNFINISHED, "%2E", "a%b"]
+    ),
     st.binary(max_size=8).map(
         lambda raw: raw.replace(b"\0", b"").replace(b"/", b"").decode("utf-8", "surrogateescape")
     ),
@@ -53,6 +55,7 @@ def test_an_ordinary_name_is_its_own_path(segments: list[str]) -> None:
         ("%", "%%"),
         ("100%", "100%"),
         (INCOMING, "%" + INCOMING),
+        (f"%{UNFINISHED}", f"%%{UNFINISHED}"),
     ],
 )
 def test_a_segment_that_can_be_no_file_s_name_is_escaped(name: str, path: str) -> None:
@@ -69,7 +72,7 @@ def test_a_nul_is_refused() -> None:
         object_path("a\0b")
 
 
-@pytest.mark.parametrize("path", ["", "a//b", "/a", "a/..", ".", INCOMING, f"a/{INCOMING}/b"])
+@pytest.mark.parametrize("path", ["", "a//b", "/a", "a/..", ".", INCOMING, f"a/{UNFINISHED}/b"])
 def test_a_path_that_is_no_object_s_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="no object's path"):
         object_name(path)

@@ -1,17 +1,17 @@
 """Object names as relative file paths, and back: one to one, and never out of the directory that they are below.
 
-A name's segments are its file's path components. A component that cannot be one, or may not, gets a `%` in front:
-an empty segment, `.`, `..`, and `INCOMING`. So does a segment that already is such a one with `%` before it, which
-keeps the mapping reversible. Every other name, also one that holds a `%`, is its own path.
+A name's segments are its file's path components. A segment that cannot be one, or may not, gets a `%` in front:
+an empty one, `.`, `..`, and what begins with `INCOMING`. So does a segment that already is such a one with `%` before
+it, which keeps the mapping reversible. Every other name, also one that holds a `%`, is its own path.
 """
 
 from __future__ import annotations
 
 INCOMING = ".etl-server-incoming"
-"""The one file name that no object has: that of the directory where objects wait until they are whole."""
+"""What the names of files that are not whole yet begin with; no object's file has such a name."""
 
 _ESCAPE = "%"
-_ESCAPED = frozenset(("", ".", "..", INCOMING))
+_RELATIVE = frozenset(("", ".", ".."))
 
 
 def object_path(name: str) -> str:
@@ -32,10 +32,14 @@ def object_name(path: str) -> str:
         ValueError: no object has this path.
     """
     components = path.split("/")
-    if not _ESCAPED.isdisjoint(components):
+    if any(_is_reserved(component) for component in components):
         raise ValueError(f"{path!r} is no object's path")
     return "/".join(component[1:] if _is_escaped(component) else component for component in components)
 
 
 def _is_escaped(segment: str) -> bool:
-    return segment.lstrip(_ESCAPE) in _ESCAPED
+    return _is_reserved(segment.lstrip(_ESCAPE))
+
+
+def _is_reserved(component: str) -> bool:
+    return component in _RELATIVE or component.startswith(INCOMING)

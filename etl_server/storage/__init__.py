@@ -1,0 +1,40 @@
+"""Objects wherever they are: files, S3, AIStore."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..errors import ObjectStoreError, ObjectStoreTransientError
+    from .base import ObjectInfo, ObjectStore
+    from .local import LocalObjectStore
+    from .opening import open_store
+
+__all__ = [
+    "LocalObjectStore",
+    "ObjectInfo",
+    "ObjectStore",
+    "ObjectStoreError",
+    "ObjectStoreTransientError",
+    "open_store",
+]
+
+_HOMES = {
+    "LocalObjectStore": ".local",
+    "ObjectInfo": ".base",
+    "ObjectStore": ".base",
+    "ObjectStoreError": "..errors",
+    "ObjectStoreTransientError": "..errors",
+    "open_store": ".opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: each store has libraries of its own."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home, __name__), name)
+    globals()[name] = value
+    return value

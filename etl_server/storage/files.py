@@ -1,0 +1,385 @@
+"""Objects as the files below a directory: found and written without ever leaving it, and never seen half-written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..errors import ObjectStoreError, ObjectStoreTransientError
+from .object_paths import INCOMING, object_name, object_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_MISSING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG))
+_UNSTORABLE = frozenset(
+    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EXDEV)
+)
+_NO_HARD_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK))
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_RACES = 100
+"""How often somebody else may remove an empty directory just before it is used."""
+
+
+class FileTree:
+    """The objects that are the regular files below `root`, which comes into being with the first of them.
+
+    Symbolic links are followed as long as they stay below `root`; beyond that there is nothing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+        self._inside = str(self.root).rstrip("/") + "/"
+
+    def path(self, name: str) -> Path:
+        """The file that the object is, or would be.
+
+        Raises:
+            ValueError: no file can have this name.
+        """
+        return self.root / object_path(name)
+
+    def scan(self, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+        """The objects whose names begin with `prefix`, in no order, read from the directories as it goes.
+
+        Directories that are links are passed over, lest they go in circles.
+
+        Raises:
+            OSError: a directory cannot be read.
+        """
+        parent, slash, rest = prefix.rpartition("/")
+        directory = self.path(parent) if slash else self.root
+        if os.path.realpath(directory) == str(directory):
+            yield from self._scan(str(directory), rest)
+
+    def _scan(self, directory: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+        try:
+            entries = os.scandir(directory)
+        except OSError as error:
+            if error.errno in _MISSING:  # or removed since it was seen
+                return
+            raise
+        with entries:
+            for entry in entries:
+                if entry.name.startswith(INCOMING) or not object_name(entry.name).startswith(prefix):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._scan(entry.path, "")
+                    continue
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    if error.errno in _MISSING:
+                        continue
+                    raise
+                inside = not entry.is_symlink() or self._is_inside(os.path.realpath(entry.path))
+                if inside and stat.S_ISREG(status.st_mode):
+                    yield object_name(entry.path.removeprefix(self._inside)), status
+
+    def stat(self, name: str) -> os.stat_result:
+        """What the file system knows of the object.
+
+        Raises:
+            ValueError: no file can have this name.
+            FileNotFoundError: there is no such object.
+        """
+        with self._find(name) as descriptor:
+            return os.fstat(descriptor)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the object for reading. What is opened stays as it is while the object is replaced.
+
+        Raises:
+            ValueError: no file can have this name.
+            FileNotFoundError: there is no such object.
+        """
+        with self._find(name) as descriptor:
+            return Path(f"/proc/self/fd/{descriptor}").open("rb")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IncomingFile]:
+        """Write an object, which there is not before `IncomingFile.commit`.
+
+        Raises:
+            ValueError: no file can have this name.
+            ObjectStoreError: no file can be where the name says: something is in the way, a link leads out.
+        """
+        try:
+            with self._begin(name) as incoming:
+                yield incoming
+        except BaseException:
+            self.prune(name)
+            raise
+
+    def _begin(self, name: str) -> IncomingFile:
+        *parents, file = object_path(name).split("/")
+        for _ in range(_RACES):
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                directory = self._enter(parents, create=True)
+                try:
+                    return IncomingFile(directory, file, self.path(name))
+                except BaseException:
+                    os.close(directory)
+                    raise
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _unstorable(error, self.path(name)) from None
+        raise ObjectStoreTransientError(f"{self.path(name)}: its directory is removed again and again")
+
+    def delete(self, name: str) -> None:
+        """Remove the object, and the directories that are empty without it. Does nothing if there is no such object.
+
+        Raises:
+            ValueError: no file can have this name.
+        """
+        *parents, file = object_path(name).split("/")
+        try:
+            with self._find(name):
+                directory = self._enter(parents)
+                try:
+                    os.unlink(file, dir_fd=directory)
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+        except FileNotFoundError:
+            return
+        self.prune(name)
+
+    def prune(self, name: str) -> None:
+        """Remove the directories on the way to an object that have nothing in them."""
+        *parents, _ = object_path(name).split("/")
+        while parents:
+            last = parents.pop()
+            try:
+                directory = self._enter(parents)
+                try:
+                    os.rmdir(last, dir_fd=directory)
+                finally:
+                    os.close(directory)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return
+
+    @contextmanager
+    def _find(self, name: str) -> Iterator[int]:
+        """A descriptor of the object's file, not open for reading: opening could do something, or wait (a pipe)."""
+        missing = FileNotFoundError(errno.ENOENT, "no such object", name)
+        try:
+            descriptor = os.open(self.path(name), os.O_PATH)
+        except OSError as error:
+            if error.errno in _MISSING:
+                raise missing from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._is_inside(_path_of(descriptor)):
+                raise missing
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _enter(self, components: list[str], *, create: bool = False) -> int:
+        """A descriptor of the directory, which was inside at every step, so that nothing is made outside."""
+        directory = os.open(self.root, _DIRECTORY)
+        try:
+            for component in components:
+                try:
+                    following = os.open(component, _DIRECTORY, dir_fd=directory)
+                except FileNotFoundError:
+                    if not create:
+                        raise
+                    try:
+                        os.mkdir(component, dir_fd=directory)
+                        os.fsync(directory)
+                    except FileExistsError:  # somebody else was faster, or a link leads nowhere
+                        if stat.S_ISLNK(os.stat(component, dir_fd=directory, follow_symlinks=False).st_mode):
+                            raise
+                    following = os.open(component, _DIRECTORY, dir_fd=directory)
+                os.close(directory)
+                directory = following
+                if not self._is_inside(_path_of(directory) + "/"):
+                    raise NotADirectoryError(errno.ENOTDIR, "a link leads out of the directory", component)
+        except BaseException:
+            os.close(directory)
+            raise
+        return directory
+
+    def _is_inside(self, path: str) -> bool:
+        return path.startswith(self._inside)
+
+
+class IncomingFile:
+    """A file on its way to its goal. As a context manager it leaves nothing behind unless it was committed.
+
+    It is written under another name beside its goal.
+    """
+
+    def __init__(self, directory: int, name: str, path: Path) -> None:
+        """
+        Args:
+            directory: descriptor of the goal's directory, which is closed with this.
+            name: the goal's name in it.
+            path: the goal's path, for messages.
+        """
+        self._incoming = f"{INCOMING}-{uuid.uuid4().hex}"
+        self._directory = directory
+        self._name = name
+        self._path = path
+        descriptor = os.open(self._incoming, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    @classmethod
+    def beside(cls, path: Path) -> IncomingFile:
+        """Begin to write the file `path`, in a directory that is there.
+
+        Raises:
+            FileNotFoundError: the directory is not there.
+        """
+        directory = os.open(path.parent, _DIRECTORY)
+        try:
+            return cls(directory, path.name, path)
+        except BaseException:
+            os.close(directory)
+            raise
+
+    def __enter__(self) -> IncomingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        try:
+            os.unlink(self._incoming, dir_fd=self._directory)
+        except FileNotFoundError:
+            pass
+        os.close(self._directory)
+
+    def write(self, data: Buffer) -> None:
+        """Append to the file."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Put bytes at an offset; from several threads at once, if they like."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            written = os.pwrite(self._file.fileno(), rest, offset)
+            rest, offset = rest[written:], offset + written
+
+    def check_absent(self) -> None:
+        """Raise FileExistsError if there is something at the goal already."""
+        try:
+            os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        raise FileExistsError(errno.EEXIST, "there already", str(self._path))
+
+    def commit(self, *, replace: bool = True) -> os.stat_result:
+        """Sync what was written to disk, and make it the goal at once, in place of what may be there.
+
+        Raises:
+            FileExistsError: there is something already, and not to be replaced.
+            ObjectStoreError: no file can be there.
+        """
+        os.fsync(self._file.fileno())
+        try:
+            if replace:
+                self._rename()
+            else:
+                self._link()
+        except FileExistsError:
+            raise FileExistsError(errno.EEXIST, "there already", str(self._path)) from None
+        except OSError as error:
+            raise _unstorable(error, self._path) from None
+        os.fsync(self._directory)
+        return os.fstat(self._file.fileno())
+
+    def _rename(self) -> None:
+        try:
+            os.rename(self._incoming, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except IsADirectoryError:
+            os.rmdir(self._name, dir_fd=self._directory)  # where it is empty, there is no object below it
+            os.rename(self._incoming, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _link(self) -> None:
+        """Like `_rename`, where there is nothing yet."""
+        try:
+            os.link(
+                self._incoming,
+                self._name,
+                src_dir_fd=self._directory,
+                dst_dir_fd=self._directory,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            self.check_absent()
+            self._rename()
+
+
+class FileSlice(io.RawIOBase):
+    """The bytes `start` to `stop` (not included) of an open file, as a stream with a position of its own.
+
+    A file that has become shorter is an error, not an early end.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, stop: int, *, owned: bool = False) -> None:
+        """`owned`: the file is closed along with this."""
+        super().__init__()
+        self._file = file
+        self._start = self._position = start
+        self._stop = stop
+        self._owned = owned
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._position, os.SEEK_END: self._stop}[whence]
+        if origin + offset < self._start:
+            raise ValueError(f"seek to {origin + offset - self._start}: expected no negative position")
+        self._position = origin + offset
+        return self.tell()
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._stop - self._position)]
+        count = os.preadv(self._file.fileno(), [view], self._position) if view else 0
+        if view and not count:
+            raise ObjectStoreError(f"{self._file.name}: it became shorter while it was read")
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        if self._owned and not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _path_of(descriptor: int) -> str:
+    """The kernel's name for what is open; no link that is changed meanwhile can lead elsewhere."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - Path costs more than the call
+
+
+def _unstorable(error: OSError, path: Path) -> Exception:
+    if error.errno in _UNSTORABLE:
+        return ObjectStoreError(f"{path}: no object can be stored under this name: {error.strerror}")
+    return error

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from etl_server.errors import ConfigError, ObjectStoreError
+from etl_server.storage import LocalObjectStore, ObjectStore, open_store
+from tests.helpers import no_logs
+from tests.testing.odd_names import ODD_NAMES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalObjectStore:
+    return LocalObjectStore(tmp_path / "store")
+
+
+def read(store: ObjectStore, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    with store.open_object(name, start, stop) as stream:
+        return stream.read()
+
+
+def names(store: ObjectStore, prefix: str = "") -> list[str]:
+    return sorted(info.name for info in store.list_objects(prefix))
+
+
+def test_an_object_is_what_was_put(store: LocalObjectStore) -> None:
+    info = store.put_object("dir/obj", b"content")
+    assert (info.name, info.size) == ("dir/obj", 7)
+    assert store.stat_object("dir/obj") == info == next(store.list_objects())
+    assert read(store, "dir/obj") == b"content"
+    assert store.exists("dir/obj")
+    assert not store.exists("dir")
+    assert store.put_object("dir/obj", (piece for piece in (b"con", b"tent"))).etag != info.etag
+
+
+@pytest.mark.parametrize("bounds", [(0, None), (2, 5), (2, None), (5, 99), (99, None), (7, 7), (5, 2), (0, 0)])
+def test_a_range_is_a_slice(store: LocalObjectStore, bounds: tuple[int, int | None]) -> None:
+    store.put_object("obj", b"content")
+    assert read(store, "obj", *bounds) == b"content"[slice(*bounds)]
+
+
+def test_a_negative_range_is_refused(store: LocalObjectStore) -> None:
+    store.put_object("obj", b"content")
+    for bounds in ((-1, None), (0, -1)):
+        with pytest.raises(ValueError, match="negative"):
+            store.open_object("obj", *bounds)
+
+
+def test_a_missing_object_is_named_by_its_uri(store: LocalObjectStore) -> None:
+    for ask in (store.open_object, store.stat_object, store.get_object_size):
+        with pytest.raises(FileNotFoundError) as caught:
+            ask("not there")
+        assert caught.value.filename == store.get_uri("not there")
+    store.delete_object("not there")
+
+
+def test_a_missing_directory_is_not_an_empty_store(store: LocalObjectStore) -> None:
+    with pytest.raises(FileNotFoundError, match="store"):
+        names(store)
+
+
+def test_an_iterable_that_fails_leaves_the_old_object(store: LocalObjectStore, tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"part"
+        raise OSError("the source broke")
+
+    store.put_object("obj", b"old")
+    for name in ("obj", "dir/new"):
+        with pytest.raises(OSError, match="the source broke"):
+            store.put_object(name, broken())
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "store").iterdir()] == [("obj", b"old")]
+
+
+def test_deleting_leaves_no_empty_directory_in_another_name_s_way(store: LocalObjectStore) -> None:
+    store.put_object("a/b/c", b"1")
+    store.delete_object("a/b/c")
+    store.put_object("a", b"2")
+    assert names(store) == ["a"]
+
+
+def test_an_object_in_the_way_of_another_is_an_error(store: LocalObjectStore) -> None:
+    store.put_object("a/b", b"1")
+    for name in ("a", "a/b/c"):
+        with pytest.raises(ObjectStoreError, match="no object can be stored"):
+            store.put_object(name, b"2")
+    assert names(store) == ["a/b"]
+
+
+def test_a_prefix_is_text_and_not_a_directory(store: LocalObjectStore) -> None:
+    for name in ("a", "ab/c", "ab/d/e", "b/ab", "/x", "../y"):
+        store.put_object(name, b"")
+    assert names(store, "a") == ["a", "ab/c", "ab/d/e"]
+    assert names(store, "ab/") == ["ab/c", "ab/d/e"]
+    assert names(store, "ab/d") == ["ab/d/e"]
+    assert names(store, "/") == ["/x"]
+    assert names(store, ".") == ["../y"]
+    assert names(store, "zz/") == []
+
+
+def test_odd_names_are_objects_of_their_own(store: LocalObjectStore, tmp_path: Path) -> None:
+    with no_logs():
+        for number, name in enumerate(ODD_NAMES):
+            goal = tmp_path / str(number)
+            goal.mkdir()
+            store.put_object(name, name.encode("utf-8", "surrogateescape"))
+            assert read(store, name) == name.encode("utf-8", "surrogateescape")
+            store.download_object(name, goal)
+            assert [path.is_relative_to(goal) for path in goal.rglob("*") if path.is_file()] == [True]
+            store.delete_object(name)
+        assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_nothing_is_read_or_written_through_a_link_that_leads_out(store: LocalObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"no object")
+    store.put_object("obj", b"content")
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "store" / "file").symlink_to(tmp_path / "outside" / "file")
+    assert names(store) == ["obj"]
+    assert names(store, "link/") == []
+    for name in ("link/file", "file"):
+        assert not store.exists(name)
+        store.delete_object(name)
+    for name in ("link/new", "link/sub/new", "link/file"):
+        with pytest.raises(ObjectStoreError, match="leads out"):
+            store.put_object(name, b"x")
+        with pytest.raises(ObjectStoreError, match="leads out"):
+            LocalObjectStore(tmp_path).download_object("store/obj", _linked(tmp_path))
+    assert [path.read_bytes() for path in (tmp_path / "outside").iterdir()] == [b"no object"]
+
+
+def _linked(tmp_path: Path) -> Path:
+    """A directory in which `store` leads out."""
+    directory = tmp_path / "goal"
+    if not directory.exists():
+        directory.mkdir()
+        (directory / "store").symlink_to(tmp_path / "outside")
+    return directory
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(store: LocalObjectStore, tmp_path: Path) -> None:
+    store.put_object("obj", b"x" * (3 << 20))
+    with store.open_object("obj") as stream:
+        stream.read(1)
+        os.truncate(tmp_path / "store" / "obj", 2 << 20)
+        with pytest.raises(ObjectStoreError, match="shorter"):
+            stream.read()
+
+
+def test_a_file_goes_up_and_comes_down(store: LocalObjectStore, tmp_path: Path) -> None:
+    content = os.urandom((2 << 20) + 5)
+    (tmp_path / "up").write_bytes(content)
+    told: list[tuple[int, int]] = []
+    store.upload_object("obj", tmp_path / "up", lambda done, total: told.append((done, total)))
+    assert told == [(1 << 20, len(content)), (2 << 20, len(content)), (len(content), len(content))]
+    told.clear()
+    store.download_object("obj", tmp_path / "down", callback=lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(content), len(content))
+    assert (tmp_path / "down").read_bytes() == content
+
+
+def test_a_download_replaces_a_file_only_if_told_to(store: LocalObjectStore, tmp_path: Path) -> None:
+    goal = tmp_path / "goal"
+    goal.write_bytes(b"old")
+    store.put_object("obj", b"new")
+    with pytest.raises(FileExistsError, match="goal"):
+        store.download_object("obj", goal)
+    with pytest.raises(FileNotFoundError):
+        store.download_object("missing", goal, overwrite=True)
+    assert goal.read_bytes() == b"old"
+    store.download_object("obj", goal, overwrite=True)
+    assert goal.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["goal", "store"]
+
+
+def test_a_file_that_appears_during_a_download_is_not_replaced(store: LocalObjectStore, tmp_path: Path) -> None:
+    store.put_object("obj", b"new")
+    with pytest.raises(FileExistsError, match="goal"):
+        store.download_object("obj", tmp_path / "goal", callback=lambda *_: (tmp_path / "goal").write_bytes(b"old"))
+    assert (tmp_path / "goal").read_bytes() == b"old"
+
+
+def test_a_store_is_opened_by_uri_or_path(tmp_path: Path) -> None:
+    for uri in ("file://" + str(tmp_path / "a%20b"), str(tmp_path / "a b")):
+        store = open_store(uri)
+        assert store.get_uri("100% c") == f"file://{tmp_path}/a%20b/100%25%20c"
+    assert open_store("file:///").get_uri("a") == "file:///a"
+
+
+@pytest.mark.parametrize("uri", ["", "gs://bucket", "file://host/dir", "file:///dir?option=1", "://x"])
+def test_a_uri_of_no_store_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        open_store(uri)
+
+
+def test_a_name_is_not_empty(store: LocalObjectStore) -> None:
+    for ask in (store.get_uri, store.stat_object, store.open_object, store.delete_object):
+        with pytest.raises(ValueError, match="at least one character"):
+            ask("")
+    with pytest.raises(ValueError, match="at least one character"):
+        store.put_object("", b"")
