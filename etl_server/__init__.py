@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Settings
-    from .errors import ETLError, ObjectStoreError, ObjectStoreTransientError
+    from .errors import ETLError, ObjectStoreError, ObjectStoreTransientError, RedirectError
     from .payload import deserialize_class, serialize_class
     from .runtime.clients import ResponseRawReader
     from .runtime.flow import AsyncReader
     from .server import ETLServer
     from .storage.base import ObjectStore
+    from .storage.redirects import follow_redirects
     from .wire.pipeline import InvalidPipelineError, compose_etl_direct_put_url, parse_etl_pipeline
 
 __version__ = "0.1.0"
@@ -25,11 +26,13 @@ __all__ = [
     "ObjectStore",
     "ObjectStoreError",
     "ObjectStoreTransientError",
+    "RedirectError",
     "ResponseRawReader",
     "Settings",
     "__version__",
     "compose_etl_direct_put_url",
     "deserialize_class",
+    "follow_redirects",
     "parse_etl_pipeline",
     "serialize_class",
 ]
@@ -42,10 +45,12 @@ _HOMES = {
     "ObjectStore": "storage.base",
     "ObjectStoreError": "errors",
     "ObjectStoreTransientError": "errors",
+    "RedirectError": "errors",
     "ResponseRawReader": "runtime.clients",
     "Settings": "config",
     "compose_etl_direct_put_url": "wire.pipeline",
     "deserialize_class": "payload",
+    "follow_redirects": "storage.redirects",
     "parse_etl_pipeline": "wire.pipeline",
     "serialize_class": "payload",
 }

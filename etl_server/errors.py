@@ -14,7 +14,8 @@ ETLError                        500
 ├── DeliveryInterruptedError    503  a one-shot stream broke off: the target is to repeat the whole PUT
 ├── TargetNotConfiguredError    503  `AIS_TARGET_URL` is needed and not set
 ├── ObjectStoreError            502  an object store refused what was asked of it, or gave what cannot be right
-│   └── ObjectStoreTransientError 503  … it may well succeed when tried again: throttled, 5xx, reset, timeout
+│   ├── ObjectStoreTransientError 503  … it may well succeed when tried again: throttled, 5xx, reset, timeout
+│   └── RedirectError         502  … an S3 request was redirected to where it must not, or cannot, go
 ├── ClientDisconnectedError     no answer: nobody is there to read it
 ├── ConfigError                 no answer: the server does not start
 ├── ClassLoadError              no answer: the user's class cannot be found
@@ -171,6 +172,14 @@ class ObjectStoreTransientError(ObjectStoreError):
     """
 
     status = 503
+
+
+class RedirectError(ObjectStoreError):
+    """An S3 request was redirected to where it must not, or cannot, go. `hops` are the URLs so far, without queries."""
+
+    def __init__(self, detail: str, hops: list[str]) -> None:
+        super().__init__(f"{detail}; hops: {' -> '.join(hops)}")
+        self.hops = hops
 
 
 class ClientDisconnectedError(ETLError):

@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..errors import ObjectStoreError, ObjectStoreTransientError
+    from ..errors import ObjectStoreError, ObjectStoreTransientError, RedirectError
     from .base import ObjectInfo, ObjectStore
     from .local import LocalObjectStore
     from .opening import open_store
+    from .redirects import follow_redirects
 
 __all__ = [
     "LocalObjectStore",
@@ -17,6 +18,8 @@ __all__ = [
     "ObjectStore",
     "ObjectStoreError",
     "ObjectStoreTransientError",
+    "RedirectError",
+    "follow_redirects",
     "open_store",
 ]
 
@@ -26,6 +29,8 @@ _HOMES = {
     "ObjectStore": ".base",
     "ObjectStoreError": "..errors",
     "ObjectStoreTransientError": "..errors",
+    "RedirectError": "..errors",
+    "follow_redirects": ".redirects",
     "open_store": ".opening",
 }
 

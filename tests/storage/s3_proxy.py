@@ -74,10 +74,11 @@ class Exchange:
         self._session = session
         self._upstream = upstream
 
-    async def read(self) -> bytes:
+    async def drain(self) -> None:
         """Take the whole body, after `100 Continue` where the client waits for that."""
         self._continue()
-        return await self.request.read()
+        async for _ in self.request.content.iter_any():
+            pass
 
     async def ask(self) -> ClientResponse:
         """Pass the request on as it came, its `Host` too, which is signed; returns the answer, its body unread."""
@@ -142,7 +143,7 @@ def answer(
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
         if not early:
-            await exchange.read()
+            await exchange.drain()
         body = f"<Error><Code>{escape(code)}</Code><Message>injected</Message></Error>" if xml else ""
         response = web.Response(status=status, text=body, content_type="application/xml", headers=headers)
         if early:
