@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .server import ETLServer
     from .storage.base import ObjectStore
     from .storage.redirects import follow_redirects
+    from .storage.s3 import S3ObjectStore
     from .wire.pipeline import InvalidPipelineError, compose_etl_direct_put_url, parse_etl_pipeline
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectStoreTransientError",
     "RedirectError",
     "ResponseRawReader",
+    "S3ObjectStore",
     "Settings",
     "__version__",
     "compose_etl_direct_put_url",
@@ -47,6 +49,7 @@ _HOMES = {
     "ObjectStoreTransientError": "errors",
     "RedirectError": "errors",
     "ResponseRawReader": "runtime.clients",
+    "S3ObjectStore": "storage.s3",
     "Settings": "config",
     "compose_etl_direct_put_url": "wire.pipeline",
     "deserialize_class": "payload",

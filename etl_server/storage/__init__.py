@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .local import LocalObjectStore
     from .opening import open_store
     from .redirects import follow_redirects
+    from .retry import RetryPolicy
+    from .s3 import S3ObjectStore
 
 __all__ = [
     "LocalObjectStore",
@@ -19,6 +21,8 @@ __all__ = [
     "ObjectStoreError",
     "ObjectStoreTransientError",
     "RedirectError",
+    "RetryPolicy",
+    "S3ObjectStore",
     "follow_redirects",
     "open_store",
 ]
@@ -31,6 +35,8 @@ _HOMES = {
     "ObjectStoreTransientError": "..errors",
     "RedirectError": "..errors",
     "follow_redirects": ".redirects",
+    "RetryPolicy": ".retry",
+    "S3ObjectStore": ".s3",
     "open_store": ".opening",
 }
 

@@ -29,6 +29,11 @@ def open_store(uri: str) -> ObjectStore:
     if scheme == "file" and parts.netloc in ("", "localhost") and not parts.fragment:
         _take(uri, options)
         return LocalObjectStore(unquote(parts.path, errors="surrogateescape") or "/")
+    if scheme == "s3" and parts.netloc and not parts.fragment:
+        from .s3 import S3ObjectStore
+
+        options = _take(uri, options, "endpoint_url", "region_name", "profile_name", "addressing_style")
+        return S3ObjectStore(parts.netloc, unquote(parts.path[1:]), **options)  # type: ignore[arg-type]
     raise ConfigError(f"object store {uri!r}: expected {_EXPECTED}")
 
 

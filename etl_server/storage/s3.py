@@ -1,0 +1,479 @@
+"""A bucket of S3, or of what speaks its protocol, as an object store."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from ..errors import ObjectStoreError, ObjectStoreTransientError
+from ..wire.names import encode_object_path
+from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
+from .files import FileSlice, IncomingFile
+from .reading import Body, ResumingReader
+from .redirects import follow_redirects
+from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+PART_SIZE = 8 << 20
+"""Bytes of a part, where nothing calls for more."""
+MOST_PARTS = 10_000
+"""Parts that S3 takes of one object."""
+_GROWTH = 75
+"""Parts of a stream after which they have become larger by once the first one's size: 10,000 hold 5 TiB."""
+_STREAM_WINDOW = 4
+"""Parts of a stream that are in memory at once, beside the one that is being filled."""
+_THREADS = 8
+_CONNECTIONS = 64
+
+_DENIED = frozenset(
+    ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccountProblem")
+)
+_TRANSIENT = frozenset(
+    (
+        "IncompleteBody",
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "LimitExceededException",
+        "RequestLimitExceeded",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    )
+)
+_CUT_OFF = (
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.ChecksumError,
+    OSError,  # of a socket, while a body is read
+)
+
+logger = logging.getLogger(__name__)
+
+
+class S3ObjectStore(ObjectStore):
+    """The objects of a bucket whose keys begin with a prefix, over boto3.
+
+    Large objects go in parts, several at a time.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint_url: str | None = None,
+        region_name: str | None = None,
+        profile_name: str | None = None,
+        addressing_style: str | None = None,
+        client: S3Client | None = None,
+        part_size: int = PART_SIZE,
+        policy: RetryPolicy | None = None,
+    ) -> None:
+        """
+        Args:
+            bucket: the bucket.
+            prefix: what the keys begin with; a slash is added to it where it has none at its end.
+            endpoint_url: URL of the server; default: what boto3 finds in its environment and files.
+            region_name: the region; default as above.
+            profile_name: the profile in boto3's files that has the credentials; default as above.
+            addressing_style: `path`, `virtual` or `auto`; default: `path` where there is an `endpoint_url`.
+            client: a boto3 client to be used in place of all that. It is not closed.
+            part_size: bytes of a part of a large object; S3 wants at least 5 MiB.
+            policy: how often and how long requests are repeated.
+        """
+        if not bucket or "/" in bucket:
+            raise ValueError(f"bucket {bucket!r}: expected a bucket's name")
+        if part_size < 1:
+            raise ValueError(f"part_size={part_size}: expected at least 1 byte")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
+        self._owns_client = client is None
+        self._client: S3Client = client or _client(endpoint_url, region_name, profile_name, addressing_style)
+        self._part_size = part_size
+        self._policy = policy or RetryPolicy()
+        self._threads = ThreadPoolExecutor(_THREADS, "s3")
+
+    def get_uri(self, object_name: str) -> str:
+        check_name(object_name)
+        return f"s3://{self._bucket}/{encode_object_path(self._prefix + object_name)}"
+
+    def stat_object(self, object_name: str) -> ObjectInfo:
+        answer = self._ask(object_name, lambda key: self._client.head_object(Bucket=self._bucket, Key=key))
+        return ObjectInfo(
+            object_name, answer["ContentLength"], _etag(answer.get("ETag")), _modified(answer.get("LastModified"))
+        )
+
+    def upload_object(self, object_name: str, filename: str | Path, callback: Callback | None = None) -> None:
+        check_name(object_name)
+        with Path(filename).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            progress = Progress(callback, size)
+            if size <= self._part_size:
+                self._put(object_name, FileSlice(file, 0, size), size, None)
+                if size:
+                    progress.add(size)
+                return
+            part_size = max(self._part_size, -(-size // MOST_PARTS))
+            bounds = ((start, min(start + part_size, size)) for start in range(0, size, part_size))
+            parts = (_Part(FileSlice(file, start, stop), stop - start) for start, stop in bounds)
+            self._put_parts(object_name, parts, size, None, progress, _THREADS)
+
+    def _download(self, object_name: str, incoming: IncomingFile, callback: Callback | None) -> None:
+        info = self.stat_object(object_name)
+        progress = Progress(callback, info.size)
+
+        def fetch(start: int) -> None:
+            stop = min(start + self._part_size, info.size)
+            with self._open(object_name, start, stop, info.etag) as part:
+                while piece := part.read(COPY_SIZE):
+                    incoming.write_at(start, piece)
+                    start += len(piece)
+                    progress.add(len(piece))
+
+        if info.size <= self._part_size:
+            fetch(0)
+        else:
+            self._in_parallel((partial(fetch, start) for start in range(0, info.size, self._part_size)), _THREADS)
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        token = ""
+        while True:
+            more = {"ContinuationToken": token} if token else {}
+            page = self._ask(
+                prefix,
+                lambda key, more=more: self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, **more),  # type: ignore[misc]
+            )
+            for entry in page.get("Contents", ()):
+                if name := entry["Key"].removeprefix(self._prefix):
+                    yield ObjectInfo(
+                        name, entry["Size"], _etag(entry.get("ETag")), _modified(entry.get("LastModified"))
+                    )
+            if not page.get("IsTruncated"):
+                return
+            following = page.get("NextContinuationToken", "")
+            if following in ("", token):
+                raise ObjectStoreError(f"s3://{self._bucket}: a list that is not at its end does not go on")
+            token = following
+
+    def open_object(self, object_name: str, start: int = 0, stop: int | None = None) -> BinaryIO:
+        check_range(start, stop)
+        return io.BufferedReader(self._open(object_name, start, stop, None), COPY_SIZE)
+
+    def put_object(
+        self, object_name: str, data: bytes | Iterable[bytes], *, content_type: str | None = None
+    ) -> ObjectInfo:
+        """Of an iterable, a few parts are in memory at once; a small one is sent as a whole."""
+        check_name(object_name)
+        pieces = (bytes(data),) if isinstance(data, (bytes, bytearray, memoryview)) else data
+        parts = cut(pieces, self._part_size)
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None:
+            return self._put(object_name, first, len(first), content_type)
+        sized = (_Part(part, len(part)) for part in _chain(first, second, parts))
+        return self._put_parts(object_name, sized, None, content_type, Progress(None, 1), _STREAM_WINDOW)
+
+    def delete_object(self, object_name: str) -> None:
+        check_name(object_name)
+        try:
+            self._ask(object_name, lambda key: self._client.delete_object(Bucket=self._bucket, Key=key))
+        except FileNotFoundError as error:
+            if error.filename != self.get_uri(object_name):
+                raise
+
+    def close(self) -> None:
+        """Close the connections and end the threads."""
+        self._threads.shutdown()
+        if self._owns_client:
+            self._client.close()
+
+    # Writing
+
+    def _put(self, object_name: str, body: bytes | FileSlice, size: int, content_type: str | None) -> ObjectInfo:
+        def put(key: str) -> ObjectInfo:
+            answer = self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=_rewound(body), **_content_type(content_type)
+            )
+            return ObjectInfo(object_name, size, _etag(answer.get("ETag")), None)
+
+        return self._ask(object_name, put)
+
+    def _put_parts(
+        self,
+        object_name: str,
+        parts: Iterable[_Part],
+        size: int | None,
+        content_type: str | None,
+        progress: Progress,
+        at_once: int,
+    ) -> ObjectInfo:
+        upload = self._ask(
+            object_name,
+            lambda key: self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=key, **_content_type(content_type)
+            ),
+        )["UploadId"]
+
+        def send(number: int, part: _Part) -> tuple[int, str]:
+            answer = self._ask(
+                object_name,
+                lambda key: self._client.upload_part(
+                    Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=_rewound(part.body)
+                ),
+            )
+            progress.add(part.size)
+            return part.size, answer["ETag"]
+
+        try:
+            sent = self._in_parallel((partial(send, number, part) for number, part in enumerate(parts, 1)), at_once)
+            listed: Any = [{"PartNumber": number, "ETag": etag} for number, (_, etag) in enumerate(sent, 1)]
+            answer = self._ask(
+                object_name,
+                lambda key: self._client.complete_multipart_upload(
+                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": listed}
+                ),
+            )
+        except BaseException:
+            self._abort(object_name, upload)
+            raise
+        return ObjectInfo(object_name, sum(size for size, _ in sent), _etag(answer.get("ETag")), None)
+
+    def _abort(self, object_name: str, upload: str) -> None:
+        try:
+            self._ask(
+                object_name,
+                lambda key: self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload),
+            )
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            logger.warning("%s: upload %s could not be aborted: %s", self.get_uri(object_name), upload, error)
+
+    # Reading
+
+    def _open(self, object_name: str, start: int, stop: int | None, etag: str | None) -> ResumingReader:
+        """A stream of a range; `etag`: that of the object that is meant, where it is known."""
+        if stop is not None and stop <= start:
+            self.stat_object(object_name)
+            return ResumingReader(_never, start, start, self._policy)
+        first = self._policy.call(lambda: self._get(object_name, start, stop, etag))
+        if first is None:
+            return ResumingReader(_never, start, start, self._policy)
+
+        def open_at(position: int) -> Body:
+            again = self._get(object_name, position, first.stop, first.etag)
+            if again is None or again.stop != first.stop:
+                raise ObjectStoreError(f"{self.get_uri(object_name)} was replaced while it was read")
+            return again
+
+        return ResumingReader(open_at, start, first.stop, self._policy, first)
+
+    def _get(self, object_name: str, start: int, stop: int | None, etag: str | None) -> _S3Body | None:
+        """The object from a byte on, asked for once; None where it ends before."""
+        uri = self.get_uri(object_name)
+        wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        try:
+            with self._translated(uri):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + object_name, **wanted)  # type: ignore[arg-type]
+        except _RangeError:
+            return None
+        body = _S3Body(self, uri, answer["Body"], _etag(answer.get("ETag")))
+        given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
+        if given:
+            body.stop = int(given[2]) + 1
+        elif not start:
+            body.stop = answer["ContentLength"] if stop is None else min(stop, answer["ContentLength"])
+        if (given and int(given[1]) != start) or (start and not given):
+            body.close()
+            raise ObjectStoreError(f"{uri}: asked for the bytes from {start} on, the server gave others")
+        if etag is not None and body.etag != etag:
+            body.close()
+            raise ObjectStoreError(f"{uri} was replaced while it was read")
+        return body
+
+    # Asking
+
+    def _ask(self, object_name: str, request: Callable[[str], T]) -> T:
+        """Make a request of the object's key, and again if need be."""
+        key = self._prefix + object_name
+        uri = f"s3://{self._bucket}/{encode_object_path(key)}"
+
+        def once() -> T:
+            with self._translated(uri):
+                return request(key)
+
+        return self._policy.call(once)
+
+    def _in_parallel(self, tasks: Iterable[Callable[[], T]], at_once: int) -> list[T]:
+        """What the tasks return, in their order, which are taken as there is room. None runs on when one has failed."""
+        running: deque[Future[T]] = deque()
+        results: list[T] = []
+        try:
+            for task in tasks:
+                if len(running) >= at_once:
+                    results.append(running[0].result())
+                    running.popleft()
+                running.append(self._threads.submit(task))
+            while running:
+                results.append(running[0].result())
+                running.popleft()
+        except BaseException:
+            for future in running:
+                future.cancel()
+            wait(running)
+            raise
+        return results
+
+    @contextmanager
+    def _translated(self, uri: str) -> Iterator[None]:
+        """botocore's errors as ours."""
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            raise self._error(uri, error) from None
+        except botocore.exceptions.NoCredentialsError as error:
+            raise PermissionError(f"{uri}: {error}") from None
+        except botocore.exceptions.SSLError as error:
+            raise ObjectStoreError(f"{uri}: {error}") from None
+        except _CUT_OFF as error:
+            raise ObjectStoreTransientError(f"{uri}: {type(error).__name__}: {error}") from None
+        except botocore.exceptions.BotoCoreError as error:
+            raise ObjectStoreError(f"{uri}: {error}") from None
+
+    def _error(self, uri: str, error: botocore.exceptions.ClientError) -> Exception:
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        text = f"{uri}: {error}"
+        if code == "NoSuchBucket":
+            return FileNotFoundError(2, "no such bucket", f"s3://{self._bucket}")
+        if code == "NoSuchUpload":
+            return ObjectStoreError(text)
+        if status == 416:
+            return _RangeError(text)
+        if status == 404:
+            return FileNotFoundError(2, "no such object", uri)
+        if status in (401, 403) or code in _DENIED:
+            return PermissionError(text)
+        if status == 429 or (status >= 500 and status != 501) or code in _TRANSIENT:
+            return ObjectStoreTransientError(text)
+        return ObjectStoreError(text)
+
+
+class _RangeError(ObjectStoreError):
+    """The object ends before the range begins."""
+
+
+class _Part(NamedTuple):
+    body: bytes | FileSlice
+    size: int
+
+
+class _S3Body:
+    """The body of a GetObject."""
+
+    def __init__(self, store: S3ObjectStore, uri: str, stream: Any, etag: str | None) -> None:
+        self._store = store
+        self._uri = uri
+        self._stream = stream
+        self.etag = etag
+        self.stop = 0
+        """The byte behind the last one, counted from the object's beginning."""
+
+    def read(self, size: int) -> bytes:
+        with self._store._translated(self._uri):
+            data: bytes = self._stream.read(size)
+            return data
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def cut(pieces: Iterable[bytes], part_size: int) -> Iterator[bytes]:
+    """Pieces of any size as parts of a multipart upload, the first of `part_size` bytes.
+
+    They grow so slowly that it costs no memory to speak of, and so far that 10,000 of them hold 5 TiB.
+    """
+    number = 0
+    wanted = part_size
+    part = bytearray()
+    for piece in pieces:
+        rest = memoryview(piece).cast("B")
+        while rest:
+            taken = rest[: wanted - len(part)]
+            part += taken
+            rest = rest[len(taken) :]
+            if len(part) == wanted:
+                yield bytes(part)
+                part.clear()
+                number += 1
+                wanted = part_size + part_size * number // _GROWTH
+    if part:
+        yield bytes(part)
+
+
+def _chain(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield second
+    yield from rest
+
+
+def _client(
+    endpoint_url: str | None, region_name: str | None, profile_name: str | None, addressing_style: str | None
+) -> S3Client:
+    """A client that follows redirects and leaves retries to `RetryPolicy`. It wants nothing that only AWS has."""
+    style = addressing_style or ("path" if endpoint_url else "auto")
+    config = Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=_CONNECTIONS,
+        connect_timeout=10,
+        read_timeout=60,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": style},  # type: ignore[arg-type]
+    )
+    session = boto3.Session(region_name=region_name, profile_name=profile_name)
+    return follow_redirects(session.client("s3", endpoint_url=endpoint_url, config=config))
+
+
+def _rewound(body: bytes | FileSlice) -> Any:
+    if isinstance(body, FileSlice):
+        body.seek(0)
+    return body
+
+
+def _content_type(content_type: str | None) -> dict[str, Any]:
+    return {"ContentType": content_type} if content_type else {}
+
+
+def _etag(etag: str | None) -> str | None:
+    return etag.strip('"') if etag else None
+
+
+def _modified(modified: datetime | None) -> datetime | None:
+    return modified.astimezone(timezone.utc) if modified else None
+
+
+def _never(position: int) -> Body:
+    raise AssertionError("an empty range is never asked for")

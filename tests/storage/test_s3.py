@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
+from etl_server.storage import RetryPolicy, S3ObjectStore, open_store
+from etl_server.storage.s3 import MOST_PARTS, PART_SIZE, cut
+
+from .s3_proxy import (
+    Exchange,
+    Fault,
+    Hold,
+    S3Proxy,
+    answer,
+    internal_error,
+    lost_answer,
+    redirect,
+    reset,
+    slow,
+    throttle,
+    truncate,
+)
+from .s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer, s3_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1 << 20
+PART = 5 * MIB
+CONTENT = os.urandom(2 * PART + 12345)
+QUICK = RetryPolicy(tries=3, first_wait=0.01)
+
+
+@pytest.fixture
+def store(s3_proxy: S3Proxy, bucket: str) -> Iterator[S3ObjectStore]:
+    """A store with a prefix in a new bucket, behind the proxy."""
+    client = s3_client(s3_proxy.url, read_timeout=2)
+    with S3ObjectStore(bucket, "pre fix", client=client, part_size=PART, policy=QUICK) as opened:
+        yield opened
+    client.close()
+
+
+def read(store: S3ObjectStore, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    with store.open_object(name, start, stop) as stream:
+        return stream.read()
+
+
+def left_over(s3: S3Client, bucket: str) -> list[str]:
+    """The keys of uploads in parts that are neither complete nor aborted."""
+    try:
+        uploads = s3.list_multipart_uploads(Bucket=bucket).get("Uploads", ())
+    except s3.exceptions.NoSuchUpload:  # rclone's answer where there never was one
+        return []
+    return [upload["Key"] for upload in uploads]
+
+
+def test_an_object_is_what_was_put(store: S3ObjectStore, s3: S3Client, bucket: str) -> None:
+    put = store.put_object("dir/obj", b"content", content_type="text/x-test")
+    there = s3.get_object(Bucket=bucket, Key="pre fix/dir/obj")
+    assert there["Body"].read() == b"content"
+    assert there["ContentType"] == "text/x-test"
+    info = store.stat_object("dir/obj")
+    assert (info.name, info.size, info.etag) == ("dir/obj", 7, put.etag)
+    assert info.modified is not None
+    assert info.modified.utcoffset() is not None
+    assert [listed._replace(modified=info.modified) for listed in store.list_objects()] == [info]
+    assert read(store, "dir/obj") == b"content"
+    assert store.get_uri("dir/obj") == f"s3://{bucket}/pre%20fix/dir/obj"
+    store.delete_object("dir/obj")
+    store.delete_object("dir/obj")
+    assert not store.exists("dir/obj")
+
+
+@pytest.mark.parametrize("bounds", [(0, None), (2, 5), (2, None), (5, 99), (99, None), (7, 7), (5, 2), (0, 0), (7, 9)])
+def test_a_range_is_a_slice(store: S3ObjectStore, bounds: tuple[int, int | None]) -> None:
+    store.put_object("obj", b"content")
+    assert read(store, "obj", *bounds) == b"content"[slice(*bounds)]
+
+
+def test_a_stream_can_be_sought_in(store: S3ObjectStore) -> None:
+    store.put_object("obj", CONTENT)
+    with store.open_object("obj", 10) as stream:
+        assert stream.seek(-5, os.SEEK_END) == len(CONTENT) - 15
+        assert stream.read() == CONTENT[-5:]
+        stream.seek(3)
+        assert stream.read(2) == CONTENT[13:15]
+
+
+def test_missing_objects_and_buckets_are_named(store: S3ObjectStore, s3_server: RcloneServer) -> None:
+    for ask in (store.open_object, store.stat_object, store.get_object_size):
+        with pytest.raises(FileNotFoundError) as caught:
+            ask("not there")
+        assert caught.value.filename == store.get_uri("not there")
+    with S3ObjectStore("no-such-bucket", client=s3_client(s3_server.url), policy=QUICK) as nowhere:
+        for use in (lambda: list(nowhere.list_objects()), lambda: nowhere.put_object("a", b"")):
+            with pytest.raises(FileNotFoundError, match="no-such-bucket"):
+                use()
+
+
+def test_a_wrong_key_is_not_tried_again(s3_proxy: S3Proxy, bucket: str) -> None:
+    with S3ObjectStore(bucket, client=s3_client(s3_proxy.url, access_key="wrong"), policy=QUICK) as store:
+        for ask in (
+            lambda: store.stat_object("a"),
+            lambda: store.put_object("a", b""),
+            lambda: list(store.list_objects()),
+            lambda: store.exists("a"),
+        ):
+            s3_proxy.clear()
+            with pytest.raises(PermissionError):
+                ask()
+            assert len(s3_proxy.requests) == 1
+
+
+FAULTS = [throttle(), internal_error(), reset(), slow(5), answer(429, "TooManyRequests"), answer(400, "RequestTimeout")]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["throttled", "500", "reset", "timeout", "429", "400"])
+def test_what_may_pass_is_tried_again(store: S3ObjectStore, s3_proxy: S3Proxy, fault: Fault) -> None:
+    s3_proxy.inject(fault, nth=1)
+    store.put_object("obj", b"content")
+    s3_proxy.inject(fault, operation="GetObject")
+    assert read(store, "obj") == b"content"
+    assert s3_proxy.operations == ["PutObject", "PutObject", "GetObject", "GetObject"]
+
+
+def test_trying_again_has_an_end(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    s3_proxy.inject(throttle(), times=None)
+    for ask in (
+        lambda: store.put_object("obj", b"content"),
+        lambda: store.open_object("obj"),
+        lambda: store.stat_object("obj"),
+        lambda: next(store.list_objects()),
+        lambda: store.exists("obj"),
+    ):
+        s3_proxy.requests.clear()
+        with pytest.raises(ObjectStoreTransientError, match="s3://"):
+            ask()
+        assert len(s3_proxy.requests) == QUICK.tries
+
+
+def test_other_refusals_are_final(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    s3_proxy.inject(answer(400, "InvalidArgument"))
+    with pytest.raises(ObjectStoreError, match="InvalidArgument") as caught:
+        store.put_object("obj", b"content")
+    assert not isinstance(caught.value, ObjectStoreTransientError)
+    assert len(s3_proxy.requests) == 1
+
+
+# Streams that break off
+
+
+def test_a_stream_that_is_cut_goes_on_where_it_was(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    store.put_object("obj", CONTENT)
+    for nth, size in enumerate((3 * MIB + 7, 10), 1):
+        s3_proxy.inject(truncate(size), operation="GetObject", nth=nth)
+    assert read(store, "obj", 5, len(CONTENT) - 5) == CONTENT[5:-5]
+    assert s3_proxy.operations.count("GetObject") == 3
+
+
+def test_a_truncated_body_is_never_a_shorter_object(store: S3ObjectStore, s3_proxy: S3Proxy, tmp_path: Path) -> None:
+    store.put_object("obj", CONTENT)
+    store.put_object("small", b"content")
+    s3_proxy.inject(truncate(0), operation="GetObject", times=None)
+    for name in ("small", "obj"):
+        with store.open_object(name) as stream, pytest.raises(ObjectStoreTransientError):
+            stream.read()
+        with pytest.raises(ObjectStoreTransientError):
+            store.download_object(name, tmp_path / "goal")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(
+    store: S3ObjectStore, s3_proxy: S3Proxy, s3: S3Client, bucket: str
+) -> None:
+    store.put_object("obj", CONTENT)
+    s3_proxy.inject(truncate(3 * MIB), operation="GetObject")
+    with store.open_object("obj") as stream:
+        stream.read(MIB)
+        s3.put_object(Bucket=bucket, Key="pre fix/obj", Body=CONTENT[::-1])
+        with pytest.raises(ObjectStoreError, match="replaced"):
+            stream.read()
+
+
+def test_a_server_that_ignores_the_range_is_an_error(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    store.put_object("obj", b"content")
+
+    async def whole(exchange: Exchange) -> web.StreamResponse:
+        return web.Response(body=b"content")
+
+    s3_proxy.inject(whole, operation="GetObject")
+    with pytest.raises(ObjectStoreError, match="gave others"):
+        store.open_object("obj", 3)
+
+
+# Uploads
+
+
+def pieces(content: bytes, size: int = MIB - 17) -> Iterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, len(CONTENT)])
+def test_a_stream_of_any_length_is_stored(store: S3ObjectStore, s3_proxy: S3Proxy, size: int) -> None:
+    info = store.put_object("obj", pieces(CONTENT[:size]))
+    assert info.size == size
+    assert ("PutObject" in s3_proxy.operations) == (size <= PART)
+    assert read(store, "obj") == CONTENT[:size]
+
+
+@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, len(CONTENT)])
+def test_a_file_goes_up_and_comes_down(store: S3ObjectStore, tmp_path: Path, size: int) -> None:
+    (tmp_path / "up").write_bytes(CONTENT[:size])
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
+    store.upload_object("dir/obj", tmp_path / "up", tell)
+    assert told[-1] == (size, size)
+    assert told == sorted(told)
+    told.clear()
+    store.download_object("dir/obj", tmp_path, callback=tell)
+    assert told[-1] == (size, size)
+    assert told == sorted(told)
+    assert (tmp_path / "dir" / "obj").read_bytes() == CONTENT[:size]
+
+
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+@pytest.mark.parametrize("fault", [throttle(), reset()], ids=["throttled", "reset"])
+def test_a_part_of_an_upload_is_tried_again(
+    store: S3ObjectStore, s3_proxy: S3Proxy, operation: str, fault: Fault
+) -> None:
+    s3_proxy.inject(fault, operation=operation)
+    store.put_object("obj", pieces(CONTENT))
+    assert read(store, "obj") == CONTENT
+
+
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+def test_an_upload_that_fails_leaves_the_old_object_and_no_parts(
+    store: S3ObjectStore, s3_proxy: S3Proxy, s3: S3Client, bucket: str, tmp_path: Path, operation: str
+) -> None:
+    store.put_object("obj", b"old")
+    (tmp_path / "up").write_bytes(CONTENT)
+    s3_proxy.inject(answer(500, "InternalError"), operation=operation, times=None)
+    with pytest.raises(ObjectStoreTransientError):
+        store.put_object("obj", pieces(CONTENT))
+    with pytest.raises(ObjectStoreTransientError):
+        store.upload_object("obj", tmp_path / "up")
+    assert left_over(s3, bucket) == []
+    assert read(store, "obj") == b"old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("after", [0, 1, PART + 1, 2 * PART + 1])
+def test_an_iterable_that_fails_leaves_the_old_object_and_no_parts(
+    store: S3ObjectStore, s3: S3Client, bucket: str, error: type[BaseException], after: int
+) -> None:
+    def broken() -> Iterator[bytes]:
+        yield from pieces(CONTENT[:after])
+        raise error("the source broke")
+
+    store.put_object("obj", b"old")
+    with pytest.raises(error, match="the source broke"):
+        store.put_object("obj", broken())
+    assert left_over(s3, bucket) == []
+    assert read(store, "obj") == b"old"
+
+
+def test_no_part_is_under_way_when_an_upload_is_aborted(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    hold = Hold()
+    s3_proxy.inject(hold, operation="UploadPart")
+
+    def broken() -> Iterator[bytes]:
+        yield from pieces(CONTENT[: 2 * PART + 1] + bytes(PART))
+        assert hold.reached.wait(30)
+        threading.Timer(0.2, hold.release).start()
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke"):
+        store.put_object("obj", broken())
+    assert s3_proxy.operations[-1] == "AbortMultipartUpload"
+    assert "UploadPart" in s3_proxy.operations
+
+
+def test_a_file_that_shrinks_while_it_goes_up_is_an_error(store: S3ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "up").write_bytes(bytes(20 * PART))
+    with pytest.raises(ObjectStoreError, match="shorter"):
+        store.upload_object("obj", tmp_path / "up", lambda *_: os.truncate(tmp_path / "up", 10))
+    assert not store.exists("obj")
+
+
+def test_a_put_whose_answer_is_lost_is_done_again(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    s3_proxy.inject(lost_answer(), operation="PutObject")
+    store.put_object("obj", b"content")
+    s3_proxy.inject(lost_answer(), operation="DeleteObject")
+    store.delete_object("obj")
+    assert not store.exists("obj")
+
+
+def test_a_completion_whose_answer_is_lost_is_no_success_in_disguise(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    s3_proxy.inject(lost_answer(), operation="CompleteMultipartUpload")
+    with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
+        store.put_object("obj", pieces(CONTENT))
+    assert read(store, "obj") == CONTENT
+
+
+def test_parts_grow_until_10_000_hold_5_tib() -> None:
+    assert list(cut([b"ab", b"", b"cdefg"], 3)) == [b"abc", b"def", b"g"]
+    assert list(cut([], 3)) == []
+    assert sum(PART_SIZE + PART_SIZE * number // 75 for number in range(MOST_PARTS)) >= 5 << 40
+    sizes = [len(part) for part in cut([bytes(300)] * 100, 75)]
+    assert sizes[:-1] == [75 + number for number in range(len(sizes) - 1)]
+    assert sum(sizes) == 30_000
+
+
+def test_many_threads_share_a_store(store: S3ObjectStore) -> None:
+    def there_and_back(number: int) -> bool:
+        content = CONTENT[: (number % 3) * PART + number]
+        store.put_object(f"obj-{number}", pieces(content))
+        return read(store, f"obj-{number}") == content
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(there_and_back, range(32)))
+    assert len(list(store.list_objects())) == 32
+
+
+# Listing and names
+
+
+def test_a_list_is_asked_for_page_by_page(store: S3ObjectStore, s3_proxy: S3Proxy, s3: S3Client, bucket: str) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda n: s3.put_object(Bucket=bucket, Key=f"pre fix/n{n:04}", Body=b""), range(1010)))
+    listed = store.list_objects("n")
+    first = next(listed)
+    assert s3_proxy.operations == ["ListObjects"]
+    s3_proxy.inject(reset(), operation="ListObjects")
+    names = [first.name, *(info.name for info in listed)]
+    assert names == [f"n{number:04}" for number in range(1010)]
+    assert s3_proxy.operations == ["ListObjects"] * 3
+
+
+NAMES = ["with space", "a#b", "a?b=c", "100%", "%2F", "a+b", "naïve/日本語/😀", "a&b;c,d", "at@sign:1", "~'()!*", "x=y"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_itself(store: S3ObjectStore, s3: S3Client, bucket: str, name: str) -> None:
+    store.put_object(name, b"content")
+    assert s3.get_object(Bucket=bucket, Key=f"pre fix/{name}")["Body"].read() == b"content"
+    assert [info.name for info in store.list_objects()] == [name]
+    assert read(store, name) == b"content"
+
+
+@pytest.mark.parametrize("name", ["../out", "/absolute", "a/../../out", "..", "a//b", "trailing/"])
+def test_no_name_writes_outside_the_goal_of_a_download(
+    moto_url: str, tmp_path: Path, name: str, unique: Callable[[], str]
+) -> None:
+    client = s3_client(moto_url)
+    bucket = unique()
+    client.create_bucket(Bucket=bucket)
+    goal = tmp_path / "goal"
+    goal.mkdir()
+    with S3ObjectStore(bucket, client=client, policy=QUICK) as store:
+        store.put_object(name, b"content")
+        store.download_object(name, goal)
+    assert [path.read_bytes() for path in goal.rglob("*") if path.is_file()] == [b"content"]
+    assert list(tmp_path.iterdir()) == [goal]
+
+
+@pytest.fixture
+def unique() -> Callable[[], str]:
+    return lambda: f"bucket-{os.urandom(8).hex()}"
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The S3 server's keys where boto3 looks for them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
+@pytest.mark.usefixtures("credentials")
+def test_redirects_are_followed(s3_proxy: S3Proxy, s3_server: RcloneServer, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "up").write_bytes(CONTENT)
+    s3_proxy.inject(redirect(307, s3_server.url), times=None)
+    with S3ObjectStore(bucket, endpoint_url=s3_proxy.url, part_size=PART, policy=QUICK) as store:
+        store.upload_object("obj", tmp_path / "up")
+        store.put_object("small", b"content")
+        store.download_object("obj", tmp_path / "down")
+        assert {info.name: info.size for info in store.list_objects()} == {"obj": len(CONTENT), "small": 7}
+    assert (tmp_path / "down").read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_store_is_opened_by_uri(s3_server: RcloneServer, bucket: str) -> None:
+    with open_store(f"s3://{bucket}/a%20b/?endpoint_url={s3_server.url}") as store:
+        store.put_object("c", b"content")
+        assert store.get_uri("c") == f"s3://{bucket}/a%20b/c"
+        assert [info.name for info in store.list_objects()] == ["c"]
+    with open_store(f"s3://{bucket}?endpoint_url={s3_server.url}&region_name=eu-west-1") as whole:
+        assert [info.name for info in whole.list_objects("a")] == ["a b/c"]
