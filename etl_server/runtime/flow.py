@@ -15,7 +15,9 @@ from ..errors import BodyTooLargeError
 
 HIGH_WATER = 256 * 1024
 """Bytes that wait for a consumer before the sender is paused."""
-LOW_WATER = HIGH_WATER // 4
+THREAD_HIGH_WATER = 4 * HIGH_WATER
+"""The same, where the consumer is a thread: to stop and go costs more there."""
+THREAD_LOW_WATER = HIGH_WATER
 READ_BUFFER = 64 * 1024
 LARGE = 64 * 1024
 """Bytes from which a body of known length is read into its own place."""
@@ -297,7 +299,7 @@ class ThreadReader(io.RawIOBase):
             self._chunks.append(data)
             self._size += len(data)
             self._changed.notify()
-            self._full = self._size > HIGH_WATER
+            self._full = self._size > THREAD_HIGH_WATER
             return self._full
 
     def finish(self) -> None:
@@ -337,7 +339,7 @@ class ThreadReader(io.RawIOBase):
                 self._chunks.popleft()
                 self._offset = 0
             self._size -= count
-            if self._full and self._size <= LOW_WATER:
+            if self._full and self._size <= THREAD_LOW_WATER:
                 self._full = False
                 self._loop.call_soon_threadsafe(self._resume)
             return count

@@ -264,7 +264,8 @@ class _Connection(asyncio.BufferedProtocol):
         self.answered = self._keep = False
         self.sent = self._whole = None
         self._active_at = self._loop.time()
-        self._timer = self._loop.call_later(self._timeout, self._check_progress)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._check_progress)
         lines = [f"{method} {target} HTTP/1.1\r\nhost: {self.origin.netloc}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in headers]
         if not isinstance(body, bytes):
@@ -305,9 +306,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _end_exchange(self) -> None:
         self._response = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._sender is not None:
             self._sender.cancel()
             self._sender = None
@@ -334,7 +332,13 @@ class _Connection(asyncio.BufferedProtocol):
             self._fail(error)
 
     def _check_progress(self) -> None:
-        """Ends the exchange when neither side has moved a byte for the time that is allowed."""
+        """Ends the exchange when neither side has moved a byte for the time that is allowed.
+
+        Between exchanges it runs out by itself: to start a timer for each would cost more than to let it.
+        """
+        self._timer = None
+        if self._response is None:
+            return
         now = self._loop.time()
         unsent = self._transport.get_write_buffer_size()
         if unsent < self._unsent or not self._transport.is_reading():
@@ -393,6 +397,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._response is not None:
             self._fail(self._lost("the connection was lost" + (f": {error}" if error is not None else "")))
         self._outbound.forget(self)

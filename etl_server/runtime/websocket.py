@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
@@ -69,7 +71,7 @@ class Session:
             if self._control is None:
                 control = parse_control_message(message)
                 if control.fqn:
-                    self._start(control, b"")
+                    self._take(control, b"")
                 else:
                     self._control = control
                     self._wait_for_memory()
@@ -77,7 +79,7 @@ class Session:
                 raise InvalidControlMessageError("the object is a text message, expected a binary one")
             else:
                 control, self._control = self._control, None
-                self._start(control, message)
+                self._take(control, message)
         except InvalidControlMessageError as error:
             # Which message belongs to what is unknown from here on, so the connection ends.
             self._fail(BadRequestError(f"Protocol error: {error}"))
@@ -106,20 +108,40 @@ class Session:
 
     # Objects
 
-    def _start(self, control: ControlMessage, data: bytes) -> None:
-        due = _Due(control, Lease(self._worker.admission.memory))
+    def _take(self, control: ControlMessage, data: bytes) -> None:
+        """An object is here, or is to be read from a file."""
+        worker = self._worker
+        self._taking = not worker.admission.draining.is_set()
+        quick = not (self._due or control.fqn or control.pipeline or control.etl_args)
+        if not quick or not worker.executor.is_quick(len(data)):
+            lease = Lease(worker.admission.memory)
+            self._start(_Due(control, lease), partial(self._transform, control, data, lease))
+            return
+        # Next in turn, and soon done: it needs no place in the queue.
+        try:
+            result = worker.transform_now(control.path, data)
+        except ETLError as error:
+            self._report(error, control)
+        else:
+            if type(result) is not bytes:
+                self._start(_Due(control, Lease(worker.admission.memory)), partial(worker.executor.finish, result))
+                return
+            self._socket.send(result)
+        if not self._taking:
+            self._answer()
+
+    def _start(self, due: _Due, work: Callable[[], Awaitable[bytes | str]]) -> None:
         self._due.append(due)
-        self._taking = not self._worker.admission.draining.is_set()
-        due.task = start_eagerly(self._process(due, data), eager=self._worker.eager)
+        due.task = start_eagerly(self._process(due, work), eager=self._worker.eager)
         if due.task is None:
             self._answer()
         else:
             due.task.add_done_callback(self._work_ended)
         self._set_paused()
 
-    async def _process(self, due: _Due, data: bytes) -> None:
+    async def _process(self, due: _Due, work: Callable[[], Awaitable[bytes | str]]) -> None:
         try:
-            due.result = await self._transform(due.control, data, due.lease)
+            due.result = await work()
         except Exception as error:
             due.error = error
 

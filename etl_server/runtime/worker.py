@@ -196,15 +196,23 @@ class Worker:
         if not name:
             return None
         try:
-            try:
-                result = self.executor.call(body.take_whole(), name, "")
-            except Exception as error:
-                raise transform_error(error) from error
+            result = self.transform_now(name, body.take_whole())
             if type(result) is not bytes:
                 return self._finish_later(result)
             return Answer(200, result, self._mime_type())
         except ETLError as error:
             return self.error_answer(error, f"{exchange.method} {exchange.path}")
+
+    def transform_now(self, name: str, data: bytes) -> object:
+        """What the transform returns: bytes, or else what `executor.finish` is to make them of. See `is_quick`.
+
+        Raises:
+            TransformError: it raised.
+        """
+        try:
+            return self.executor.call(data, name, "")
+        except Exception as error:
+            raise transform_error(error) from error
 
     def _finish_later(self, result: object) -> Handler:
         async def finish(_: Exchange, __: Lease) -> Answer:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from .names import decode_fqn
 
+_decode = json.JSONDecoder().decode
+
 
 class InvalidControlMessageError(ValueError):
     """A control message is not what the protocol says: a binary message holding a JSON object of strings."""
@@ -33,17 +35,16 @@ def parse_control_message(message: bytes | str) -> ControlMessage:
     if isinstance(message, str):
         raise InvalidControlMessageError("the control message is text, expected a binary message of JSON")
     try:
-        fields = json.loads(message)
+        fields = _decode(message.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidControlMessageError(f"the control message is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidControlMessageError(f"the control message is a JSON {type(fields).__name__}, expected an object")
-    values: dict[str, str] = {}
-    for name in ControlMessage._fields:
-        value = fields.get(name)
+    values = [fields.get(name) for name in ControlMessage._fields]
+    for index, value in enumerate(values):
         if value is None:
-            continue
-        if not isinstance(value, str):
-            raise InvalidControlMessageError(f"the control message's {name!r} is not a string")
-        values[name] = decode_fqn(value) if name == "fqn" and value.startswith("%") else value
-    return ControlMessage(**values)
+            values[index] = ""
+        elif not isinstance(value, str):
+            raise InvalidControlMessageError(f"the control message's {ControlMessage._fields[index]!r} is not a string")
+    control = ControlMessage(*values)
+    return control._replace(fqn=decode_fqn(control.fqn)) if control.fqn.startswith("%") else control

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from urllib.parse import SplitResult, quote_plus, unquote_plus, urlsplit
 
 from .names import ETL_ARGS, encode_object_path
+
+_TO_BE_ESCAPED = re.compile(r"[^!-~]")
 
 
 class InvalidPipelineError(ValueError):
@@ -102,8 +105,9 @@ def _check_netloc(netloc: str) -> None:
         raise ValueError(f"{netloc!r} is no host")
 
 
+@lru_cache(maxsize=256)
 def _split_stage(url: str) -> SplitResult:
-    if not url.isascii() or any(character <= " " or character == "\x7f" for character in url):
+    if _TO_BE_ESCAPED.search(url):
         raise InvalidPipelineError(f"{url!r} is not a URL: it has a character that a URL must escape")
     try:
         stage = check_url(url)

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl_server.errors import BodyTooLargeError, UpstreamUnreachableError
-from etl_server.runtime.flow import HIGH_WATER, AsyncReader, Batch, Inflow, Outflow, ThreadReader, buffered
+from etl_server.runtime.flow import (
+    HIGH_WATER,
+    THREAD_HIGH_WATER,
+    AsyncReader,
+    Batch,
+    Inflow,
+    Outflow,
+    ThreadReader,
+    buffered,
+)
 
 GONE = UpstreamUnreachableError("gone")
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
@@ -228,13 +237,13 @@ async def test_a_thread_that_waits_gets_what_comes_and_what_goes_wrong(sender: S
 
 async def test_what_waits_for_a_thread_is_bounded_and_goes_on_once_it_is_read(sender: Sender) -> None:
     body = sender.inflow()
-    body.feed(bytes(HIGH_WATER + 1))
+    body.feed(bytes(THREAD_HIGH_WATER + 1))
     reader = body.thread_reader()
     assert sender.told == ["pause"]
-    assert await asyncio.to_thread(reader.read, HIGH_WATER) == bytes(HIGH_WATER)
+    assert await asyncio.to_thread(reader.read, THREAD_HIGH_WATER) == bytes(THREAD_HIGH_WATER)
     await asyncio.to_thread(sender.resumed.wait, 30)
     assert sender.told == ["pause", "resume"]
-    body.feed(bytes(HIGH_WATER))
+    body.feed(bytes(THREAD_HIGH_WATER))
     assert sender.told == ["pause", "resume", "pause"]
 
 
