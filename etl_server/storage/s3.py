@@ -9,65 +9,33 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import boto3
-import botocore.exceptions
 from botocore.config import Config
 
-from ..errors import ObjectStoreError, ObjectStoreTransientError
+from ..errors import ObjectStoreError
 from ..wire.names import encode_object_path
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
 from .files import FileSlice, IncomingFile
+from .multipart import PART_SIZE, cut, part_size_of
 from .reading import Body, ResumingReader
 from .redirects import follow_redirects
 from .retry import RetryPolicy
+from .s3_errors import RangeNotThereError, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
-PART_SIZE = 8 << 20
-"""Bytes of a part, where nothing calls for more."""
-MOST_PARTS = 10_000
-"""Parts that S3 takes of one object."""
-_GROWTH = 75
-"""Parts of a stream after which they have become larger by once the first one's size: 10,000 hold 5 TiB."""
 _STREAM_WINDOW = 4
 """Parts of a stream that are in memory at once, beside the one that is being filled."""
 _THREADS = 8
 _CONNECTIONS = 64
-
-_DENIED = frozenset(
-    ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccountProblem")
-)
-_TRANSIENT = frozenset(
-    (
-        "IncompleteBody",
-        "InternalError",
-        "OperationAborted",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "LimitExceededException",
-        "RequestLimitExceeded",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-    )
-)
-_CUT_OFF = (
-    botocore.exceptions.HTTPClientError,
-    botocore.exceptions.IncompleteReadError,
-    botocore.exceptions.ResponseStreamingError,
-    botocore.exceptions.ChecksumError,
-    OSError,  # of a socket, while a body is read
-)
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +103,7 @@ class S3ObjectStore(ObjectStore):
                 if size:
                     progress.add(size)
                 return
-            part_size = max(self._part_size, -(-size // MOST_PARTS))
+            part_size = part_size_of(size, self._part_size)
             bounds = ((start, min(start + part_size, size)) for start in range(0, size, part_size))
             parts = (_Part(FileSlice(file, start, stop), stop - start) for start, stop in bounds)
             self._put_parts(object_name, parts, size, None, progress, _THREADS)
@@ -295,9 +263,9 @@ class S3ObjectStore(ObjectStore):
         uri = self.get_uri(object_name)
         wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         try:
-            with self._translated(uri):
+            with translated(uri):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + object_name, **wanted)  # type: ignore[arg-type]
-        except _RangeError:
+        except RangeNotThereError:
             return None
         body = _S3Body(self, uri, answer["Body"], _etag(answer.get("ETag")))
         given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
@@ -321,7 +289,7 @@ class S3ObjectStore(ObjectStore):
         uri = f"s3://{self._bucket}/{encode_object_path(key)}"
 
         def once() -> T:
-            with self._translated(uri):
+            with translated(uri):
                 return request(key)
 
         return self._policy.call(once)
@@ -346,44 +314,6 @@ class S3ObjectStore(ObjectStore):
             raise
         return results
 
-    @contextmanager
-    def _translated(self, uri: str) -> Iterator[None]:
-        """botocore's errors as ours."""
-        try:
-            yield
-        except botocore.exceptions.ClientError as error:
-            raise self._error(uri, error) from None
-        except botocore.exceptions.NoCredentialsError as error:
-            raise PermissionError(f"{uri}: {error}") from None
-        except botocore.exceptions.SSLError as error:
-            raise ObjectStoreError(f"{uri}: {error}") from None
-        except _CUT_OFF as error:
-            raise ObjectStoreTransientError(f"{uri}: {type(error).__name__}: {error}") from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise ObjectStoreError(f"{uri}: {error}") from None
-
-    def _error(self, uri: str, error: botocore.exceptions.ClientError) -> Exception:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        text = f"{uri}: {error}"
-        if code == "NoSuchBucket":
-            return FileNotFoundError(2, "no such bucket", f"s3://{self._bucket}")
-        if code == "NoSuchUpload":
-            return ObjectStoreError(text)
-        if status == 416:
-            return _RangeError(text)
-        if status == 404:
-            return FileNotFoundError(2, "no such object", uri)
-        if status in (401, 403) or code in _DENIED:
-            return PermissionError(text)
-        if status == 429 or (status >= 500 and status != 501) or code in _TRANSIENT:
-            return ObjectStoreTransientError(text)
-        return ObjectStoreError(text)
-
-
-class _RangeError(ObjectStoreError):
-    """The object ends before the range begins."""
-
 
 class _Part(NamedTuple):
     body: bytes | FileSlice
@@ -402,35 +332,12 @@ class _S3Body:
         """The byte behind the last one, counted from the object's beginning."""
 
     def read(self, size: int) -> bytes:
-        with self._store._translated(self._uri):
+        with translated(self._uri):
             data: bytes = self._stream.read(size)
             return data
 
     def close(self) -> None:
         self._stream.close()
-
-
-def cut(pieces: Iterable[bytes], part_size: int) -> Iterator[bytes]:
-    """Pieces of any size as parts of a multipart upload, the first of `part_size` bytes.
-
-    They grow so slowly that it costs no memory to speak of, and so far that 10,000 of them hold 5 TiB.
-    """
-    number = 0
-    wanted = part_size
-    part = bytearray()
-    for piece in pieces:
-        rest = memoryview(piece).cast("B")
-        while rest:
-            taken = rest[: wanted - len(part)]
-            part += taken
-            rest = rest[len(taken) :]
-            if len(part) == wanted:
-                yield bytes(part)
-                part.clear()
-                number += 1
-                wanted = part_size + part_size * number // _GROWTH
-    if part:
-        yield bytes(part)
 
 
 def _chain(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -12,7 +12,6 @@ from aiohttp import web
 
 from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import RetryPolicy, S3ObjectStore, open_store
-from etl_server.storage.s3 import MOST_PARTS, PART_SIZE, cut
 
 from .s3_proxy import (
     Exchange,
@@ -311,15 +310,6 @@ def test_a_completion_whose_answer_is_lost_is_no_success_in_disguise(store: S3Ob
     with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
         store.put_object("obj", pieces(CONTENT))
     assert read(store, "obj") == CONTENT
-
-
-def test_parts_grow_until_10_000_hold_5_tib() -> None:
-    assert list(cut([b"ab", b"", b"cdefg"], 3)) == [b"abc", b"def", b"g"]
-    assert list(cut([], 3)) == []
-    assert sum(PART_SIZE + PART_SIZE * number // 75 for number in range(MOST_PARTS)) >= 5 << 40
-    sizes = [len(part) for part in cut([bytes(300)] * 100, 75)]
-    assert sizes[:-1] == [75 + number for number in range(len(sizes) - 1)]
-    assert sum(sizes) == 30_000
 
 
 def test_many_threads_share_a_store(store: S3ObjectStore) -> None:

@@ -1,0 +1,76 @@
+"""What boto3 and aiobotocore raise, as errors of object stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions
+
+from ..errors import ObjectStoreError, ObjectStoreTransientError
+
+_DENIED = frozenset(
+    ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccountProblem")
+)
+_TRANSIENT = frozenset(
+    (
+        "IncompleteBody",
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "LimitExceededException",
+        "RequestLimitExceeded",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    )
+)
+_CUT_OFF = (
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.ChecksumError,
+    OSError,  # of a socket, while a body is read
+)
+
+
+class RangeNotThereError(ObjectStoreError):
+    """The object ends before the range begins."""
+
+
+@contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """What goes wrong with the object of this URI as the errors of `ObjectStore`."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        raise _answered(uri, error) from None
+    except botocore.exceptions.NoCredentialsError as error:
+        raise PermissionError(f"{uri}: {error}") from None
+    except botocore.exceptions.SSLError as error:
+        raise ObjectStoreError(f"{uri}: {error}") from None
+    except _CUT_OFF as error:
+        raise ObjectStoreTransientError(f"{uri}: {type(error).__name__}: {error}") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise ObjectStoreError(f"{uri}: {error}") from None
+
+
+def _answered(uri: str, error: botocore.exceptions.ClientError) -> Exception:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    text = f"{uri}: {error}"
+    if code == "NoSuchBucket":
+        return FileNotFoundError(2, "no such bucket", "/".join(uri.split("/")[:3]))
+    if code == "NoSuchUpload":
+        return ObjectStoreError(text)
+    if status == 416:
+        return RangeNotThereError(text)
+    if status == 404:
+        return FileNotFoundError(2, "no such object", uri)
+    if status in (401, 403) or code in _DENIED:
+        return PermissionError(text)
+    if status == 429 or (status >= 500 and status != 501) or code in _TRANSIENT:
+        return ObjectStoreTransientError(text)
+    return ObjectStoreError(text)
