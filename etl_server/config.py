@@ -47,8 +47,10 @@ class Settings(BaseSettings):
     direct_put_chunk_size: int = Field(1024 * 1024, alias="AIS_DIRECT_PUT_CHUNK_SIZE", ge=1)
     """Bytes of a streamed result that wait for a slow receiver before the transform is paused."""
 
+    ais_endpoint: str = Field("", alias="AIS_ENDPOINT")
+    """URL of a gateway of AIStore, for what asks a cluster: object stores, `etl-server ais`."""
     authn_token: SecretStr = Field(SecretStr(""), alias="AIS_AUTHN_TOKEN")
-    """Bearer token for requests to targets."""
+    """Bearer token for requests to targets and gateways."""
     skip_verify: bool = Field(False, validation_alias=AliasChoices("AIS_SKIP_VERIFY_CRT", "AIS_SKIP_VERIFY"))
     """Do not verify targets' certificates."""
     client_ca: Path | None = Field(None, alias="AIS_CLIENT_CA")

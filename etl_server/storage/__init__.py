@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..errors import ObjectStoreError, ObjectStoreTransientError, RedirectError
+    from .ais import AISObjectStore
     from .base import ObjectInfo, ObjectStore
     from .local import LocalObjectStore
     from .opening import open_store
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .s3 import S3ObjectStore
 
 __all__ = [
+    "AISObjectStore",
     "LocalObjectStore",
     "ObjectInfo",
     "ObjectStore",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AISObjectStore": ".ais",
     "LocalObjectStore": ".local",
     "ObjectInfo": ".base",
     "ObjectStore": ".base",

@@ -189,6 +189,11 @@ class Progress:
                 self._done += count
                 self._callback(self._done, self._total)
 
+    def reach(self, position: int) -> None:
+        """All bytes before this have arrived; says nothing where they had before."""
+        if position > self._done:
+            self.add(position - self._done)
+
 
 def check_name(object_name: str) -> None:
     """Raise ValueError for the one name that no object has."""

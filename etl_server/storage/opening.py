@@ -34,6 +34,11 @@ def open_store(uri: str) -> ObjectStore:
 
         options = _take(uri, options, "endpoint_url", "region_name", "profile_name", "addressing_style")
         return S3ObjectStore(parts.netloc, unquote(parts.path[1:]), **options)  # type: ignore[arg-type]
+    if scheme == "ais" and parts.netloc and not parts.fragment:
+        from .ais import AISObjectStore
+
+        options = _take(uri, options, "endpoint", "provider")
+        return AISObjectStore(parts.netloc, unquote(parts.path[1:]), **options)  # type: ignore[arg-type]
     raise ConfigError(f"object store {uri!r}: expected {_EXPECTED}")
 
 

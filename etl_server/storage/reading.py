@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ObjectStoreTransientError
+from ..errors import ObjectStoreError, ObjectStoreTransientError
 from .retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -21,6 +22,88 @@ class Body(Protocol):
         """Up to `size` bytes, none at the end. Raises `ObjectStoreTransientError` when the connection is cut."""
 
     def close(self) -> None: ...
+
+
+class RangeBody(Body, Protocol):
+    """The body of an answer that says what it is of."""
+
+    etag: str | None
+    """That of the object."""
+    stop: int
+    """The byte behind its last one, counted from the object's beginning."""
+
+
+def open_range(
+    get: Callable[[int, int | None], RangeBody | None],
+    uri: str,
+    start: int,
+    stop: int | None,
+    etag: str | None,
+    policy: RetryPolicy,
+) -> ResumingReader:
+    """A stream of a range of an object, or of what of it there is, that is never of two objects.
+
+    Args:
+        get: asks for a range, once; None: the object ends before.
+        uri: the object, for messages.
+        start: the first byte.
+        stop: the byte behind the last one; None: the object's end.
+        etag: that of the object that is meant; None: that which is there.
+        policy: how often it is asked.
+    """
+
+    replaced = ObjectStoreError(f"{uri} was replaced while it was read")
+
+    def open_first() -> RangeBody | None:
+        body = get(start, stop)
+        if body is not None and etag not in (None, body.etag):
+            body.close()
+            raise replaced
+        return body
+
+    first = policy.call(open_first)
+    if first is None:
+        return empty_reader(start, policy)
+    known = (first.etag, first.stop)
+
+    def open_again(position: int) -> Body:
+        body = get(position, known[1])
+        if body is None:
+            raise replaced
+        if (body.etag, body.stop) != known:
+            body.close()
+            raise replaced
+        return body
+
+    return ResumingReader(open_again, start, first.stop, policy, first)
+
+
+def empty_reader(position: int, policy: RetryPolicy) -> ResumingReader:
+    """A stream without a byte in it."""
+
+    def never(position: int) -> Body:
+        raise AssertionError(f"no byte is asked for from {position} on")
+
+    return ResumingReader(never, position, position, policy)
+
+
+def range_header(start: int, stop: int | None) -> dict[str, str]:
+    """The `Range` of a request, as botocore and requests want it; none for the whole object."""
+    return {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+
+
+def answered_stop(uri: str, start: int, stop: int | None, content_range: str, content_length: int) -> int:
+    """The byte behind the last one of an answer to a request for a range.
+
+    Raises:
+        ObjectStoreError: it is an answer to another request.
+    """
+    given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
+    if given is None and start == 0:
+        return content_length if stop is None else min(stop, content_length)
+    if given is None or int(given[1]) != start:
+        raise ObjectStoreError(f"{uri}: asked for the bytes from {start} on, the server gave others")
+    return int(given[2]) + 1
 
 
 class ResumingReader(io.RawIOBase):
@@ -46,6 +129,7 @@ class ResumingReader(io.RawIOBase):
         self._stop = stop
         self._policy = policy
         self._body = first
+        self._body_position = start
 
     def readable(self) -> bool:
         return True
@@ -60,9 +144,7 @@ class ResumingReader(io.RawIOBase):
         position = {os.SEEK_SET: self._start, os.SEEK_CUR: self._position, os.SEEK_END: self._stop}[whence] + offset
         if position < self._start:
             raise ValueError(f"seek to {position - self._start}: expected no negative position")
-        if position != self._position:
-            self._drop()
-            self._position = position
+        self._position = position
         return self.tell()
 
     def readinto(self, buffer: Buffer) -> int:
@@ -71,10 +153,12 @@ class ResumingReader(io.RawIOBase):
             return 0
         data = self._policy.call(lambda: self._read(len(view)))
         view[: len(data)] = data
-        self._position += len(data)
+        self._position = self._body_position = self._position + len(data)
         return len(data)
 
     def _read(self, size: int) -> bytes:
+        if self._body_position != self._position:  # somebody has sought meanwhile
+            self._drop()
         try:
             if self._body is None:
                 self._body = self._open_at(self._position)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,7 +21,7 @@ from ..wire.names import encode_object_path
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
 from .files import FileSlice, IncomingFile
 from .multipart import PART_SIZE, cut, part_size_of
-from .reading import Body, ResumingReader
+from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
 from .s3_errors import RangeNotThereError, translated
@@ -245,40 +244,24 @@ class S3ObjectStore(ObjectStore):
         """A stream of a range; `etag`: that of the object that is meant, where it is known."""
         if stop is not None and stop <= start:
             self.stat_object(object_name)
-            return ResumingReader(_never, start, start, self._policy)
-        first = self._policy.call(lambda: self._get(object_name, start, stop, etag))
-        if first is None:
-            return ResumingReader(_never, start, start, self._policy)
+            return empty_reader(start, self._policy)
+        return open_range(partial(self._get, object_name), self.get_uri(object_name), start, stop, etag, self._policy)
 
-        def open_at(position: int) -> Body:
-            again = self._get(object_name, position, first.stop, first.etag)
-            if again is None or again.stop != first.stop:
-                raise ObjectStoreError(f"{self.get_uri(object_name)} was replaced while it was read")
-            return again
-
-        return ResumingReader(open_at, start, first.stop, self._policy, first)
-
-    def _get(self, object_name: str, start: int, stop: int | None, etag: str | None) -> _S3Body | None:
+    def _get(self, object_name: str, start: int, stop: int | None) -> _S3Body | None:
         """The object from a byte on, asked for once; None where it ends before."""
         uri = self.get_uri(object_name)
-        wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        wanted: Any = range_header(start, stop)
         try:
             with translated(uri):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + object_name, **wanted)  # type: ignore[arg-type]
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + object_name, **wanted)
         except RangeNotThereError:
             return None
-        body = _S3Body(self, uri, answer["Body"], _etag(answer.get("ETag")))
-        given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("ContentRange", ""))
-        if given:
-            body.stop = int(given[2]) + 1
-        elif not start:
-            body.stop = answer["ContentLength"] if stop is None else min(stop, answer["ContentLength"])
-        if (given and int(given[1]) != start) or (start and not given):
+        body = _S3Body(uri, answer["Body"], _etag(answer.get("ETag")))
+        try:
+            body.stop = answered_stop(uri, start, stop, answer.get("ContentRange", ""), answer["ContentLength"])
+        except ObjectStoreError:
             body.close()
-            raise ObjectStoreError(f"{uri}: asked for the bytes from {start} on, the server gave others")
-        if etag is not None and body.etag != etag:
-            body.close()
-            raise ObjectStoreError(f"{uri} was replaced while it was read")
+            raise
         return body
 
     # Asking
@@ -323,13 +306,11 @@ class _Part(NamedTuple):
 class _S3Body:
     """The body of a GetObject."""
 
-    def __init__(self, store: S3ObjectStore, uri: str, stream: Any, etag: str | None) -> None:
-        self._store = store
+    def __init__(self, uri: str, stream: Any, etag: str | None) -> None:
         self._uri = uri
         self._stream = stream
         self.etag = etag
         self.stop = 0
-        """The byte behind the last one, counted from the object's beginning."""
 
     def read(self, size: int) -> bytes:
         with translated(self._uri):
@@ -380,7 +361,3 @@ def _etag(etag: str | None) -> str | None:
 
 def _modified(modified: datetime | None) -> datetime | None:
     return modified.astimezone(timezone.utc) if modified else None
-
-
-def _never(position: int) -> Body:
-    raise AssertionError("an empty range is never asked for")

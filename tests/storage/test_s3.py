@@ -84,9 +84,14 @@ def test_a_range_is_a_slice(store: S3ObjectStore, bounds: tuple[int, int | None]
     assert read(store, "obj", *bounds) == b"content"[slice(*bounds)]
 
 
-def test_a_stream_can_be_sought_in(store: S3ObjectStore) -> None:
+def test_a_stream_can_be_sought_in(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
     store.put_object("obj", CONTENT)
+    s3_proxy.clear()
     with store.open_object("obj", 10) as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        assert stream.read(7) == CONTENT[10:17]
+        assert s3_proxy.operations == ["GetObject"]
         assert stream.seek(-5, os.SEEK_END) == len(CONTENT) - 15
         assert stream.read() == CONTENT[-5:]
         stream.seek(3)
