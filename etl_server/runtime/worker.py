@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
@@ -11,6 +10,7 @@ from urllib.parse import quote_plus
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from ..awaiting import maybe_await
 from ..config import REDACTED
 from ..errors import (
     INTERNAL,
@@ -127,7 +127,7 @@ class Worker:
             if self.server.streams:
                 _ = self.server.session  # made before several threads ask for it
             try:
-                await _maybe_await(self.server.setup())
+                await maybe_await(self.server.setup())
             except BaseException as error:
                 self.start_error = self.printable(f"{type(error).__name__}: {error}")
                 raise (error if isinstance(error, Exception) else tame(error)) from None
@@ -141,7 +141,7 @@ class Worker:
         for session in tuple(self.sessions):
             session.stop()
         try:
-            await _maybe_await(self.server.teardown())
+            await maybe_await(self.server.teardown())
         finally:
             self.outbound.close()
             self.threads.stop()
@@ -418,8 +418,3 @@ def already(answer: Answer) -> Handler:
         return answer
 
     return handle
-
-
-async def _maybe_await(result: object) -> None:
-    if inspect.isawaitable(result):
-        await result
