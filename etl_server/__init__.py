@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .server import ETLServer
     from .storage.base import ObjectStore
     from .storage.redirects import follow_redirects
+    from .storage.routers import S3Pointer, S3Router, simple_s3_router
     from .storage.s3 import S3ObjectStore
+    from .storage.s3_storage import S3Storage
     from .wire.pipeline import InvalidPipelineError, compose_etl_direct_put_url, parse_etl_pipeline
 
 __version__ = "0.1.0"
@@ -30,6 +32,9 @@ __all__ = [
     "RedirectError",
     "ResponseRawReader",
     "S3ObjectStore",
+    "S3Pointer",
+    "S3Router",
+    "S3Storage",
     "Settings",
     "__version__",
     "compose_etl_direct_put_url",
@@ -37,6 +42,7 @@ __all__ = [
     "follow_redirects",
     "parse_etl_pipeline",
     "serialize_class",
+    "simple_s3_router",
 ]
 
 _HOMES = {
@@ -50,12 +56,16 @@ _HOMES = {
     "RedirectError": "errors",
     "ResponseRawReader": "runtime.clients",
     "S3ObjectStore": "storage.s3",
+    "S3Pointer": "storage.routers",
+    "S3Router": "storage.routers",
+    "S3Storage": "storage.s3_storage",
     "Settings": "config",
     "compose_etl_direct_put_url": "wire.pipeline",
     "deserialize_class": "payload",
     "follow_redirects": "storage.redirects",
     "parse_etl_pipeline": "wire.pipeline",
     "serialize_class": "payload",
+    "simple_s3_router": "storage.routers",
 }
 
 

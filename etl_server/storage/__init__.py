@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from .opening import open_store
     from .redirects import follow_redirects
     from .retry import RetryPolicy
+    from .routers import Digest, S3Pointer, S3Router, Tags, simple_s3_router
     from .s3 import S3ObjectStore
+    from .s3_storage import S3Storage
 
 __all__ = [
     "AISObjectStore",
+    "Digest",
     "LocalObjectStore",
     "ObjectInfo",
     "ObjectStore",
@@ -25,12 +28,18 @@ __all__ = [
     "RedirectError",
     "RetryPolicy",
     "S3ObjectStore",
+    "S3Pointer",
+    "S3Router",
+    "S3Storage",
+    "Tags",
     "follow_redirects",
     "open_store",
+    "simple_s3_router",
 ]
 
 _HOMES = {
     "AISObjectStore": ".ais",
+    "Digest": ".routers",
     "LocalObjectStore": ".local",
     "ObjectInfo": ".base",
     "ObjectStore": ".base",
@@ -40,7 +49,12 @@ _HOMES = {
     "follow_redirects": ".redirects",
     "RetryPolicy": ".retry",
     "S3ObjectStore": ".s3",
+    "S3Pointer": ".routers",
+    "S3Router": ".routers",
+    "S3Storage": ".s3_storage",
+    "Tags": ".routers",
     "open_store": ".opening",
+    "simple_s3_router": ".routers",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from ..errors import ObjectStoreError
 
@@ -67,15 +67,5 @@ def cut(pieces: Iterable[bytes], part_size: int) -> Iterator[bytes]:
     cutter = PartCutter(part_size)
     for piece in pieces:
         yield from cutter.feed(piece)
-    if last := cutter.rest():
-        yield last
-
-
-async def cut_async(pieces: AsyncIterable[bytes], part_size: int) -> AsyncIterator[bytes]:
-    """The same of an asynchronous stream."""
-    cutter = PartCutter(part_size)
-    async for piece in pieces:
-        for part in cutter.feed(piece):
-            yield part
     if last := cutter.rest():
         yield last

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import (
+    AsyncRetrying,
     Retrying,
     retry_if_exception_type,
     stop_after_attempt,
@@ -46,10 +47,20 @@ class RetryPolicy:
         Raises:
             ObjectStoreTransientError: that of the last time.
         """
-        retrying = Retrying(
-            retry=retry_if_exception_type(ObjectStoreTransientError),
-            wait=wait_exponential(self.first_wait, self.longest_wait) + wait_random(0, self.first_wait),
-            stop=stop_after_attempt(self.tries) | stop_after_delay(self.seconds),
-            reraise=True,
-        )
-        return retrying(function)
+        return Retrying(**self._rules())(function)
+
+    async def call_async(self, function: Callable[[], Awaitable[T]]) -> T:
+        """The same of an asynchronous function."""
+
+        async def call() -> T:  # tenacity awaits nothing else
+            return await function()
+
+        return await AsyncRetrying(**self._rules())(call)
+
+    def _rules(self) -> dict[str, Any]:
+        return {
+            "retry": retry_if_exception_type(ObjectStoreTransientError),
+            "wait": wait_exponential(self.first_wait, self.longest_wait) + wait_random(0, self.first_wait),
+            "stop": stop_after_attempt(self.tries) | stop_after_delay(self.seconds),
+            "reraise": True,
+        }

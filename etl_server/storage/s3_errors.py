@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import aiohttp
 import botocore.exceptions
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
@@ -32,12 +33,17 @@ _CUT_OFF = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.ChecksumError,
+    aiohttp.ClientError,  # under aiobotocore, while a body is read
     OSError,  # of a socket, while a body is read
 )
 
 
 class RangeNotThereError(ObjectStoreError):
     """The object ends before the range begins."""
+
+
+class UploadNotThereError(ObjectStoreError):
+    """The multipart upload was completed or aborted, or never was."""
 
 
 @contextmanager
@@ -64,7 +70,7 @@ def _answered(uri: str, error: botocore.exceptions.ClientError) -> Exception:
     if code == "NoSuchBucket":
         return FileNotFoundError(2, "no such bucket", "/".join(uri.split("/")[:3]))
     if code == "NoSuchUpload":
-        return ObjectStoreError(text)
+        return UploadNotThereError(text)
     if status == 416:
         return RangeNotThereError(text)
     if status == 404:

@@ -14,12 +14,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
@@ -66,9 +67,13 @@ def moto_server() -> Iterator[str]:
 
 def s3_client(url: str, *, access_key: str = ACCESS_KEY, verify: Path | None = None, **config: Any) -> S3Client:
     """A boto3 client that tries everything once. `config` are more of `botocore.config.Config`'s arguments."""
-    session = boto3.Session(access_key, SECRET_KEY, region_name=REGION)
-    return session.client(
-        "s3", endpoint_url=url, verify=str(verify) if verify else None, config=Config(**{**_CONFIG, **config})
+    return _session().client(
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=SECRET_KEY,
+        verify=str(verify) if verify else None,
+        config=Config(**{**_CONFIG, **config}),
     )
 
 
@@ -76,7 +81,7 @@ def aio_s3_client(
     url: str, *, access_key: str = ACCESS_KEY, verify: Path | None = None, **config: Any
 ) -> AbstractAsyncContextManager[AioS3Client]:
     """The same of aiobotocore, to be used in `async with`."""
-    client: AbstractAsyncContextManager[AioS3Client] = get_session().create_client(
+    client: AbstractAsyncContextManager[AioS3Client] = _aio_session().create_client(
         "s3",
         region_name=REGION,
         endpoint_url=url,
@@ -86,6 +91,17 @@ def aio_s3_client(
         config=AioConfig(**{**_CONFIG, **config}),
     )
     return client
+
+
+@cache
+def _session() -> boto3.Session:
+    """One for all clients: it takes a second to read what S3 can do."""
+    return boto3.Session(region_name=REGION)
+
+
+@cache
+def _aio_session() -> AioSession:
+    return get_session()
 
 
 _CONFIG: dict[str, Any] = {
