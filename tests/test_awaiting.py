@@ -83,11 +83,11 @@ async def test_a_call_gives_its_result_whatever_it_is_made_by(call: Callable[[],
 
 
 async def test_what_the_awaited_raises_is_raised() -> None:
-    async def fails() -> None:
+    async def fails() -> str:
         raise LookupError("why")
 
     with pytest.raises(LookupError, match="why"):
-        await maybe_await(fails())
+        _ = await maybe_await(fails())
 
 
 @pytest.fixture(scope="module")
@@ -102,4 +102,4 @@ async def test_the_methods_of_boto3_and_aiobotocore_give_their_answers(url: str)
         assert not inspect.iscoroutinefunction(aio_client.list_buckets)
         for client in (s3_client(url), aio_client):
             answer: Any = await maybe_await(client.list_buckets())
-            assert answer["Buckets"] == []
+            assert answer["Owner"]

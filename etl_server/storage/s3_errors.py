@@ -30,6 +30,7 @@ _TRANSIENT = frozenset(
 )
 _CUT_OFF = (
     botocore.exceptions.HTTPClientError,
+    botocore.exceptions.ConnectionError,  # what aiobotocore makes of a reset, too
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.ChecksumError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 from etl_server import S3Storage, simple_s3_router
-from etl_server.errors import ObjectStoreTransientError
+from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import Digest, RetryPolicy, S3Pointer, Tags
 from tests.helpers import eventually
 
@@ -45,9 +46,9 @@ async def client_of(kind: str, url: str, **config: Any) -> AsyncIterator[Any]:
         async with aio_s3_client(url, **config) as client:
             yield client
     else:
-        client = s3_client(url, **config)
-        yield client
-        client.close()
+        blocking = s3_client(url, **config)
+        yield blocking
+        blocking.close()
 
 
 @pytest.fixture(params=["boto3", "aiobotocore"])
@@ -123,11 +124,11 @@ def assert_nothing_is_left(s3: S3Client, bucket: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"x", CONTENT], ids=["empty", "small", "large"])
 async def test_content_is_read_as_it_was_written(storage: S3Storage, s3: S3Client, bucket: str, content: bytes) -> None:
     key = f"pre/{hashlib.sha256(content).hexdigest()}.txt"
-    for write in (
-        lambda: storage.write_data(content, "text/plain"),
-        lambda: storage.write_data_stream(pieces(content), "text/plain; charset=utf-8"),
-    ):
-        pointer = await write()
+    for streamed in (False, True):
+        if streamed:
+            pointer = await storage.write_data_stream(pieces(content), "text/plain; charset=utf-8")
+        else:
+            pointer = await storage.write_data(content, "text/plain")
         assert pointer == {"bucket": bucket, "key": key}
         assert await storage.read_data(pointer) == content
         assert b"".join([piece async for piece in storage.read_data_stream(pointer)]) == content
@@ -190,7 +191,11 @@ async def test_a_router_that_repeats_temporary_keys_is_refused_before_anything_i
     client: Any, s3: S3Client, bucket: str
 ) -> None:
     s3.put_object(Bucket=bucket, Key="mine", Body=b"precious")
-    storage = S3Storage(client, lambda digest, tags, *, temp: {"bucket": bucket, "key": "mine"}, stream_part_size=PART)
+
+    def fixed(digest: Digest, tags: Tags, *, temp: bool) -> S3Pointer:
+        return {"bucket": bucket, "key": "mine"}
+
+    storage = S3Storage(client, fixed, stream_part_size=PART)
     with pytest.raises(ValueError, match="another place every time"):
         await storage.write_data_stream(pieces(CONTENT))
     assert s3.get_object(Bucket=bucket, Key="mine")["Body"].read() == b"precious"
@@ -228,11 +233,11 @@ async def test_type_encoding_and_tags_become_the_objects(
             pieces(CONTENT[:size]), "text/html", content_encoding="x-test", tags={"k y": "v =/+"}
         )
     assert pointer["key"].endswith(".html")
-    where = {"Bucket": bucket_name, "Key": pointer["key"]}
-    there = moto.get_object(**where)
+    there = moto.get_object(Bucket=bucket_name, Key=pointer["key"])
     assert there["Body"].read() == CONTENT[:size]
     assert (there["ContentType"], there["ContentEncoding"]) == ("text/html", "x-test")
-    assert moto.get_object_tagging(**where)["TagSet"] == [{"Key": "k y", "Value": "v =/+"}]
+    tags = moto.get_object_tagging(Bucket=bucket_name, Key=pointer["key"])["TagSet"]
+    assert tags == [{"Key": "k y", "Value": "v =/+"}]
 
 
 async def test_an_object_beyond_the_threshold_is_copied_in_parts(
@@ -294,19 +299,27 @@ async def test_a_body_that_ends_early_is_no_content(
             pass
 
 
+async def fail_at(proxy: S3Proxy, step: int, fault: Fault, storage: S3Storage, calls: list[str]) -> bool:
+    """Have one of the calls fail. Whether the write succeeded, as it does only if that was repeated: by aiohttp, say."""
+    proxy.inject(fault, nth=step + 1)
+    try:
+        await storage.write_data_stream(pieces(CONTENT))
+    except ObjectStoreTransientError:
+        written = False
+    else:
+        written = True
+    assert proxy.operations[: step + 1] == calls[: step + 1]
+    assert written == (proxy.operations == [*calls[: step + 1], *calls[step:]])
+    return written
+
+
 @pytest.mark.parametrize("step", range(len(COPIED)))
 @pytest.mark.parametrize("fault", [internal_error, reset, lost_answer])
 async def test_a_failure_at_any_call_leaves_nothing(
     storage: S3Storage, s3_proxy: S3Proxy, s3: S3Client, bucket: str, step: int, fault: Callable[[], Fault]
 ) -> None:
-    s3_proxy.inject(fault(), nth=step + 1)
-    if COPIED[step] == "DeleteObject":  # which is repeated
-        await storage.write_data_stream(pieces(CONTENT))
-        assert keys(s3, bucket) == [KEY]
-    else:
-        with pytest.raises(ObjectStoreTransientError):
-            await storage.write_data_stream(pieces(CONTENT))
-    assert s3_proxy.operations[: step + 1] == COPIED[: step + 1]
+    written = await fail_at(s3_proxy, step, fault(), storage, COPIED)
+    assert KEY in keys(s3, bucket) or not written
     assert_nothing_is_left(s3, bucket)
 
 
@@ -320,16 +333,10 @@ async def test_a_failure_at_any_call_leaves_nothing_of_a_copy_in_parts(
     step: int,
     fault: Callable[[], Fault],
 ) -> None:
-    moto_proxy.inject(fault(), nth=step + 1)
     async with client_of(kind, moto_proxy.url) as client:
         storage = storage_of(client, bucket_name, copy_threshold=100_000)
-        if COPIED_IN_PARTS[step] == "DeleteObject":
-            await storage.write_data_stream(pieces(CONTENT))
-            assert keys(moto, bucket_name) == [KEY]
-        else:
-            with pytest.raises(ObjectStoreTransientError):
-                await storage.write_data_stream(pieces(CONTENT))
-    assert moto_proxy.operations[: step + 1] == COPIED_IN_PARTS[: step + 1]
+        written = await fail_at(moto_proxy, step, fault(), storage, COPIED_IN_PARTS)
+    assert KEY in keys(moto, bucket_name) or not written
     assert_nothing_is_left(moto, bucket_name)
 
 
@@ -380,3 +387,121 @@ async def test_a_cancellation_at_any_call_leaves_nothing_of_a_copy_in_parts(
         await cancel_at(moto_proxy, step, storage, natively)
     assert moto_proxy.operations[: step + 1] == COPIED_IN_PARTS[: step + 1]
     assert_nothing_is_left(moto, bucket_name)
+
+
+async def test_a_cancellation_while_the_stream_makes_wait_leaves_nothing(
+    storage: S3Storage, s3: S3Client, s3_proxy: S3Proxy, bucket: str
+) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield CONTENT
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(storage.write_data_stream(stalled()))
+    await eventually(lambda: "UploadPart" in s3_proxy.operations)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert uploads(s3, bucket) == []
+    assert keys(s3, bucket) == []
+
+
+async def test_a_stream_that_raises_leaves_nothing(storage: S3Storage, s3: S3Client, bucket: str) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield CONTENT
+        raise LookupError("why")
+
+    with pytest.raises(LookupError, match="why"):
+        await storage.write_data_stream(broken())
+    assert uploads(s3, bucket) == []
+    assert keys(s3, bucket) == []
+
+
+async def test_an_upload_whose_begin_was_repeated_leaves_none_behind(
+    kind: str, s3_proxy: S3Proxy, s3: S3Client, bucket: str
+) -> None:
+    s3_proxy.inject(lost_answer(), operation="CreateMultipartUpload")
+    retries = {"total_max_attempts": 3, "mode": "standard"}
+    async with client_of(kind, s3_proxy.url, retries=retries) as client:
+        await storage_of(client, bucket).write_data_stream(pieces(CONTENT))
+    assert s3_proxy.operations.count("CreateMultipartUpload") == 2
+    assert keys(s3, bucket) == [KEY]
+    assert_nothing_is_left(s3, bucket)
+
+
+async def test_uploads_of_others_to_the_final_key_are_left_alone(
+    kind: str, moto: S3Client, moto_proxy: S3Proxy, bucket_name: str
+) -> None:
+    other = moto.create_multipart_upload(Bucket=bucket_name, Key=KEY)["UploadId"]
+    moto.upload_part(Bucket=bucket_name, Key=KEY, UploadId=other, PartNumber=1, Body=b"of another")
+    moto_proxy.inject(lost_answer(), operation="CreateMultipartUpload", nth=2)
+    async with client_of(kind, moto_proxy.url) as client:
+        with pytest.raises(ObjectStoreTransientError):
+            await storage_of(client, bucket_name, copy_threshold=100_000).write_data_stream(pieces(CONTENT))
+    left = moto.list_multipart_uploads(Bucket=bucket_name)["Uploads"]
+    assert [upload["UploadId"] for upload in left] == [other]
+    assert keys(moto, bucket_name) == []
+
+
+async def test_a_copied_part_without_an_etag_is_a_failure(client: Any, s3: S3Client, bucket: str) -> None:
+    """Which is what rclone's server answers."""
+    with pytest.raises(ObjectStoreError, match="without an ETag"):
+        await storage_of(client, bucket, copy_threshold=100_000).write_data_stream(pieces(CONTENT))
+    assert uploads(s3, bucket) == []
+    assert keys(s3, bucket) == []
+
+
+# How much at once
+
+
+async def test_no_more_requests_at_once_than_allowed(
+    client: Any, kind: str, s3_proxy: S3Proxy, s3: S3Client, bucket: str
+) -> None:
+    storage = storage_of(client, bucket, max_readers=2, max_writers=3)
+    holds = [Hold() for _ in range(6)]
+    for number, hold in enumerate(holds, 1):
+        s3_proxy.inject(hold, operation="PutObject", nth=number)
+    writes = [asyncio.create_task(storage.write_data(bytes([number]))) for number in range(6)]
+    await eventually(lambda: all(hold.reached.is_set() for hold in holds[:3]))
+    await asyncio.sleep(0.1)
+    assert s3_proxy.operations.count("PutObject") == 3
+    for hold in holds:
+        hold.release()
+    pointers = await asyncio.gather(*writes)
+    holds = [Hold() for _ in range(6)]
+    s3_proxy.clear()
+    for number, hold in enumerate(holds, 1):
+        s3_proxy.inject(hold, operation="GetObject", nth=number)
+    reads = [asyncio.create_task(storage.read_data(pointer)) for pointer in pointers]
+    await eventually(lambda: all(hold.reached.is_set() for hold in holds[:2]))
+    await asyncio.sleep(0.1)
+    assert s3_proxy.operations.count("GetObject") == 2
+    for hold in holds:
+        hold.release()
+    assert await asyncio.gather(*reads) == [bytes([number]) for number in range(6)]
+
+
+async def test_a_client_of_aiobotocore_needs_no_threads(s3_proxy: S3Proxy, bucket: str) -> None:
+    async with client_of("aiobotocore", s3_proxy.url) as client:
+        storage = storage_of(client, bucket)
+        pointer = await storage.write_data_stream(pieces(CONTENT))
+        assert await storage.read_data(pointer) == CONTENT
+        assert not [thread for thread in threading.enumerate() if thread.name == "AnyIO worker thread"]
+
+
+async def test_an_asynchronous_client_of_another_kind_is_awaited(s3_proxy: S3Proxy, s3: S3Client, bucket: str) -> None:
+    """Whatever it is: what its methods return is looked at, and they say nothing of themselves."""
+    async with client_of("aiobotocore", s3_proxy.url) as client:
+        storage = storage_of(Wrapped(client), bucket)
+        pointer = await storage.write_data_stream(pieces(CONTENT))
+        assert s3.get_object(Bucket=bucket, Key=pointer["key"])["Body"].read() == CONTENT
+
+
+class Wrapped:
+    """Hands on what it is asked for."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
