@@ -32,6 +32,7 @@ class ASGIExchange:
         self.method: str = scope["method"]
         self.path = path
         self.query: str = scope["query_string"].decode("latin-1")
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.pipeline = ""
         self.content_length: int | None = None
         for name, value in scope["headers"]:

@@ -46,6 +46,8 @@ class Exchange(Protocol):
     """Escaped, as it came."""
     query: str
     """Escaped, as it came."""
+    headers: list[tuple[bytes, bytes]]
+    """As they came: a name in any case."""
     pipeline: str
     """The `ais-node-url` header, or empty."""
     content_length: int | None

@@ -305,6 +305,7 @@ class HttpExchange:
         "body",
         "content_length",
         "disconnected",
+        "headers",
         "keep_alive",
         "message_event",
         "method",
@@ -322,6 +323,7 @@ class HttpExchange:
         self.method = method
         self.path = path
         self.query = query
+        self.headers = protocol.headers
         self.pipeline = ""
         self.content_length: int | None = None
         self.keep_alive = protocol.parser.should_keep_alive()
