@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     io_timeout: float = Field(300.0, alias="ETL_IO_TIMEOUT", gt=0, allow_inf_nan=False)
     """Seconds without a byte on an outbound connection after which it counts as lost."""
 
+    source: str = Field("", alias="ETL_SOURCE")
+    """URI of the object store that GET reads from; empty: the target."""
+    sink: str = Field("", alias="ETL_SINK")
+    """URI of the object store that the results of PUT go to; empty: they are the answer."""
+
     checksum: ChecksumType | None = Field(None, alias="ETL_CHECKSUM")
     """Checksum to send along with a direct put whose size is known."""
     ws_error: Literal["close", "text"] = Field("close", alias="ETL_WS_ERROR")

@@ -2,10 +2,11 @@
 
 ETLError                        500
 ├── BadRequestError             400  the request is malformed
-├── FileForbiddenError          403  `etl_fqn` names something that may not be read
-├── ObjectMissingError          404  the file that `etl_fqn` names is not there
+├── FileForbiddenError          403  `etl_fqn` names what may not be read, or the object store does not allow it
+├── ObjectMissingError          404  the file that `etl_fqn` names, or the object in the store, is not there
 ├── MethodNotAllowedError       405
 ├── BodyTooLargeError           413  the object is larger than `ETL_MAX_BODY`
+├── RangeError                  416  the range that is asked for begins behind the end of the result
 ├── TransformError              500  the user's transform raised, or returned something that is no object
 ├── UpstreamStatusError         that of the other side: the target or the next stage answered ≥ 400
 ├── UpstreamUnreachableError    502  the target or the next stage cannot be talked to
@@ -61,13 +62,13 @@ class BadRequestError(ETLError):
 
 
 class FileForbiddenError(ETLError):
-    """`etl_fqn` names something that this server may not read."""
+    """`etl_fqn` names something that this server may not read, or the object store does not allow it."""
 
     status = 403
 
 
 class ObjectMissingError(ETLError):
-    """The file that `etl_fqn` names is not there."""
+    """The file that `etl_fqn` names, or the object in the store, is not there."""
 
     status = 404
 
@@ -93,6 +94,19 @@ class BodyTooLargeError(ETLError):
     @classmethod
     def beyond(cls, limit: int | None) -> BodyTooLargeError:
         return cls(f"The object is larger than ETL_MAX_BODY={limit} bytes")
+
+
+class RangeError(ETLError):
+    """The range that is asked for begins behind the end of the result, which has `size` bytes."""
+
+    status = 416
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The range holds none of the {size} bytes of the result")
+        self.size = size
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return (("content-range", f"bytes */{self.size}"),)
 
 
 class TransformError(ETLError):

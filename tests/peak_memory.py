@@ -84,11 +84,11 @@ async def measure(
                     await _stream(session, target, source, "inline", ais_file(folder, "small", b"small"), 5)
                 for source in sources:
                     for delivery in deliveries:
-                        before = _memory(server.pid, "VmRSS")
+                        before = memory_of(server.pid, "VmRSS")
                         Path(f"/proc/{server.pid}/clear_refs").write_text("5")
                         arrived = 0
                         answered = await _stream(session, target, source, delivery, file, size)
-                        memory = _memory(server.pid, "VmHWM")
+                        memory = memory_of(server.pid, "VmHWM")
                         peaks.append(Peak(cls.__name__, source, delivery, answered + arrived, memory - before, memory))
     return peaks
 
@@ -121,7 +121,7 @@ async def _zeros(size: int) -> AsyncIterator[bytes]:
         size -= MIB
 
 
-def _memory(pid: int, name: str) -> int:
+def memory_of(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -96,7 +96,9 @@ def test_no_stage_knows_those_behind_it(stage: str, later: set[str]) -> None:
     assert {name.split(".")[2] for name in names if name.startswith("etl_server.runtime.")}.isdisjoint(later)
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "worker", "flow", "outbound", "exchange", "admission", "threads", "files"])
+@pytest.mark.parametrize(
+    "stage", [*STAGES, "worker", "flow", "outbound", "exchange", "admission", "threads", "files", "ranges", "stores"]
+)
 def test_the_data_path_knows_no_http_server(stage: str) -> None:
     names = imports(PACKAGE / "runtime" / f"{stage}.py")
     assert {name.split(".")[0] for name in names}.isdisjoint({"fastapi", "starlette", "uvicorn", "picows"})

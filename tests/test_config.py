@@ -57,6 +57,8 @@ def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ("ETL_HOST", "::1", "host", "::1"),
         ("ETL_PORT", "0", "port", 0),
         ("ETL_LOG_LEVEL", "WARNING", "log_level", "warning"),
+        ("ETL_SOURCE", "s3://photos", "source", "s3://photos"),
+        ("ETL_SINK", "file:///results", "sink", "file:///results"),
         ("ETL_MAX_BODY", "1024", "max_body", 1024),
         ("ETL_FQN_ROOTS", "/mnt/a:/mnt/b", "fqn_roots", (Path("/mnt/a"), Path("/mnt/b"))),
         ("ETL_FQN_ROOTS", "/mnt/a:", "fqn_roots", (Path("/mnt/a"),)),

@@ -84,6 +84,7 @@ async def _dev(spec: str, data: Path, out: Path, port: int, etl_args: str, once:
         if not names:
             raise ConfigError(f"--data {data}: expected a folder with at least one file")
         environment = {"AIS_TARGET_URL": target.url, "DIRECT_PUT": "true", "ETL_FQN_ROOTS": str(data)}
+        environment |= {"ETL_SOURCE": "", "ETL_SINK": ""}  # it is the target's objects that are tried
         with (
             _server(spec, port or _free_port(), environment) as server,
             _server(ECHO, _free_port(), environment) as echo,

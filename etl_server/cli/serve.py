@@ -25,6 +25,13 @@ def serve(
         bool | None,
         typer.Option("--direct-fqn/--no-direct-fqn", help="Give transform() file paths.  [ETL_DIRECT_FQN, no]"),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Object store that GET reads from: s3://…, ais://…, file:///….  [ETL_SOURCE]"),
+    ] = None,
+    sink: Annotated[
+        str | None, typer.Option(metavar="URI", help="Object store that the results of PUT go to.  [ETL_SINK]")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning, error or critical.  [ETL_LOG_LEVEL, info]")
     ] = None,
@@ -40,6 +47,8 @@ def serve(
         "ETL_PORT": port,
         "ETL_WORKERS": workers,
         "ETL_DIRECT_FQN": direct_fqn,
+        "ETL_SOURCE": source,
+        "ETL_SINK": sink,
         "ETL_LOG_LEVEL": log_level,
     }
     # Worker processes and the user's own __init__ read the environment, so that is where options go.

@@ -63,8 +63,11 @@ class ETLApp(FastAPI):
             return self.worker.download if method == "POST" else _only("POST")
         if path in self._other_paths:
             return None
+        settings = self.worker.settings
         if method == "PUT":
-            return self.worker.push
+            return self.worker.store if settings.sink else self.worker.push
+        if settings.source:
+            return self.worker.fetch if method in ("GET", "HEAD") else _only("GET, HEAD, PUT")
         if method == "GET":
             return self.worker.pull
         return _only("GET, PUT")

@@ -26,6 +26,7 @@ from ..server import ETLServer
 from .app import ETLApp, create_app
 from .http import ObjectProtocol
 from .logs import configure_logging
+from .stores import check_stores
 from .ws import LARGEST_MESSAGE
 
 MakeServer = Callable[[], ETLServer]
@@ -78,9 +79,10 @@ def run(make: MakeServer, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, `ETL_SOURCE` or `ETL_SINK` names no store.
     """
     configure_logging(settings)
+    check_stores(settings)
     _raise_file_limit()
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]

@@ -39,12 +39,14 @@ from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url,
 from .admission import Admission, Lease
 from .clients import plain_session
 from .deliver import Deliverer
-from .exchange import Answer, Exchange
+from .exchange import DIRECT_PUT_LENGTH_HEADER, Answer, Exchange
 from .execute import Executor, transform_error
 from .files import LocalFiles
 from .flow import BatchStream, ReadBuffer
 from .outbound import Headers, Outbound
+from .ranges import ranged
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
+from .stores import Stores
 from .threads import WorkerThreads, tame
 
 STREAM_MEMORY = 2 * 1024 * 1024
@@ -120,6 +122,7 @@ class Worker:
             self.files = LocalFiles(settings.fqn_roots)
             self.executor = Executor(self.server, self.threads)
             self.deliverer = Deliverer(settings, self.outbound, self.threads)
+            self.stores = Stores(settings, self.threads)
             self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
@@ -127,6 +130,7 @@ class Worker:
             if self.server.streams:
                 _ = self.server.session  # made before several threads ask for it
             try:
+                await self.stores.open()
                 await maybe_await(self.server.setup())
             except BaseException as error:
                 self.start_error = self.printable(f"{type(error).__name__}: {error}")
@@ -144,6 +148,7 @@ class Worker:
             await maybe_await(self.server.teardown())
         finally:
             self.outbound.close()
+            await self.stores.close()
             self.threads.stop()
             self._downloads.close()
             if "session" in vars(self.server):
@@ -248,6 +253,25 @@ class Worker:
             version = f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else ""
             source = self._target_source(name, version, lease)
         return await self.process(request, source, lease)
+
+    async def fetch(self, exchange: Exchange, lease: Lease) -> Answer:
+        """GET and HEAD with a source: the object is that store's, or a local file. HEAD delivers nothing anywhere."""
+        query = decode_query(exchange.query) if exchange.query else _NO_QUERY
+        name = decode_path(exchange.path)
+        request = self._request(name, query, exchange.pipeline if exchange.method == "GET" else "")
+        source = self._file(query, lease) or self.stores.source_of(name, lease)
+        answer = await self.process(request, source, lease)
+        if request.stage:
+            return answer
+        return await ranged(answer, exchange.method, exchange.headers, lambda: self._transform(request, source))
+
+    async def store(self, exchange: Exchange, lease: Lease) -> Answer:
+        """PUT with a sink: as `push`, and where no pipeline says otherwise, the result goes to that store."""
+        answer = await self.push(exchange, lease)
+        if exchange.pipeline:
+            return answer
+        size = await self.stores.put(decode_path(exchange.path), answer.body, answer.content_type)
+        return Answer(204, headers=((DIRECT_PUT_LENGTH_HEADER, str(size)),))
 
     async def download(self, exchange: Exchange, lease: Lease) -> Answer:
         """POST /download: the object is what a URL answers."""

@@ -30,6 +30,11 @@ class LocalObjectStore(ObjectStore):
         """`root`: the directory; it comes into being with the first object that is stored."""
         self._tree = FileTree(Path(root))
 
+    @property
+    def root(self) -> Path:
+        """The directory, which may not be there yet."""
+        return self._tree.root
+
     def get_uri(self, object_name: str) -> str:
         check_name(object_name)
         return f"file://{encode_object_path(str(self._tree.path(object_name)))}"

@@ -11,6 +11,9 @@ import uvloop
 
 from etl_server.testing import Driver, Target
 from tests.conftest import Live, Serve
+from tests.storage.conftest import bucket, s3, s3_proxy, s3_server
+
+__all__ = ["bucket", "s3", "s3_proxy", "s3_server"]  # fixtures of another folder, which are used here too
 
 Drive = Callable[[Live], Awaitable[Driver]]
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
