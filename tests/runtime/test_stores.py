@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -14,16 +15,25 @@ import pytest
 from aiohttp import ClientSession
 
 from etl_server import AsyncReader, ETLServer, Settings
-from etl_server.errors import ConfigError
-from etl_server.runtime import stores
+from etl_server.errors import ConfigError, UpstreamUnreachableError
+from etl_server.runtime import stores, threads
 from etl_server.runtime.stores import check_stores
 from etl_server.storage import ObjectStore, open_store
 from etl_server.testing import Target
 from tests.conftest import Live, Serve
 from tests.helpers import ServerProcess, eventually
 from tests.peak_memory import MIB, memory_of
-from tests.raw_client import RawAnswer, RawClient
-from tests.runtime.transforms import ALL_EMPTY, ALL_TOLD, ALL_UPPER, EAGER_STREAMS, STREAMS, SWALLOWING, Upper
+from tests.raw_client import PATIENCE, RawAnswer, RawClient
+from tests.runtime.transforms import (
+    ALL_EMPTY,
+    ALL_TOLD,
+    ALL_UPPER,
+    EAGER_STREAMS,
+    STREAMS,
+    SWALLOWING,
+    Upper,
+    UpperStream,
+)
 from tests.storage.s3_proxy import Fault, S3Proxy, internal_error, reset, slow, throttle, truncate
 from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
 
@@ -335,6 +345,39 @@ async def test_a_read_that_fails_once_is_repeated(
         assert (answer.status, answer.body, answer.whole) == (200, LARGE.upper(), True)
 
 
+class Patient(ETLServer):
+    """Reads on, whatever becomes of who asked, and says nothing before the end."""
+
+    def setup(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.ended: list[Exception] = []
+
+    def transform_stream(self, reader: BinaryIO, path: str, etl_args: str) -> Iterator[bytes]:
+        reader.read(1)
+        self.begun.set()
+        self.go_on.wait(PATIENCE)
+        try:
+            reader.read()
+        except Exception as error:
+            self.ended.append(error)
+        yield b""
+
+
+async def test_a_thread_that_reads_ends_when_nobody_waits_for_it(serve: Serve, uri: str, store: ObjectStore) -> None:
+    store.put_object("a", LARGE)
+    live = serve(Patient, source=uri)
+    server: Any = live.server
+    async with RawClient(live.port) as client:
+        await client.get("/a")
+        await eventually(server.begun.is_set)
+        client.reset()
+    await eventually(lambda: not live.worker.admission.in_flight)
+    server.go_on.set()
+    await eventually(lambda: server.ended)
+    assert isinstance(server.ended[0], UpstreamUnreachableError)
+
+
 async def test_wrong_credentials_are_told(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, s3_server: RcloneServer, bucket: str
 ) -> None:
@@ -365,6 +408,15 @@ async def test_results_go_to_the_sink(serve: Serve, uri: str, store: ObjectStore
         assert (answer.status, answer.headers["ais-direct-put-length"], answer.body) == (204, str(size), b"")
         with store.open_object("dir/a b") as stored:
             assert stored.read() == LARGE[:size].upper()
+
+
+async def test_streams_into_the_sink_do_not_wait_for_each_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(threads, "MOST", 2)
+    live = serve(UpperStream, sink=str(folder))
+    answers = await asyncio.gather(*(put(live, f"/{number}", LARGE) for number in range(8)))
+    assert {answer.status for answer in answers} == {204}
 
 
 @pytest.mark.parametrize("cls", ALL_EMPTY)
