@@ -6,6 +6,7 @@ is asked for again by exactly the bytes that it came with.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, unquote, unquote_plus
 
 ETL_ARGS = "etl_args"
@@ -42,3 +43,16 @@ def decode_query(query: str) -> dict[str, str]:
 def decode_fqn(value: str) -> str:
     """The local path that a (query-decoded) `etl_fqn` names: it is percent-encoded once more inside the query."""
     return unquote(value, errors="surrogateescape")
+
+
+def check_etl_name(name: str) -> None:
+    """Check that AIStore takes `name` for an ETL.
+
+    Raises:
+        ValueError: it does not. The text is one line with the name and what was expected.
+    """
+    if not 6 <= len(name) <= 32 or not re.fullmatch("[a-z0-9][-a-z0-9]*[a-z0-9]", name):
+        raise ValueError(
+            f"ETL name {name!r}: expected 6 to 32 characters, of lowercase letters, digits and hyphens, "
+            "that begin and end with a letter or digit"
+        )

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl_server.wire.names import decode_fqn, decode_path, decode_query, encode_object_path, encode_uname
+from etl_server.wire.names import (
+    check_etl_name,
+    decode_fqn,
+    decode_path,
+    decode_query,
+    encode_object_path,
+    encode_uname,
+)
 
 from .strategies import names, texts
 
@@ -94,3 +101,32 @@ def test_queries_are_read_as_go_writes_them(query: str, values: dict[str, str]) 
 def test_a_local_path_comes_back_from_being_encoded_twice(path: str) -> None:
     encoded = quote_plus(quote(path, safe="", errors="surrogateescape"))
     assert decode_fqn(decode_query(f"etl_fqn={encoded}")["etl_fqn"]) == path
+
+
+@pytest.mark.parametrize("name", ["abcdef", "a" * 32, "0-etl-9", "a----b", "123456"])
+def test_a_name_that_aistore_takes_for_an_etl_passes(name: str) -> None:
+    check_etl_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "abcde",
+        "a" * 33,
+        "Abcdef",
+        "abc_def",
+        "abc.def",
+        "abc def",
+        "-abcdef",
+        "abcdef-",
+        "abcdéf",
+        "abcdef\n",
+        "٣" * 6,
+    ],
+)
+def test_a_name_that_aistore_refuses_for_an_etl_is_told_with_what_was_expected(name: str) -> None:
+    with pytest.raises(ValueError, match="expected 6 to 32 characters") as raised:
+        check_etl_name(name)
+    assert repr(name) in str(raised.value)
+    assert "\n" not in str(raised.value)
