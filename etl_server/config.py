@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -89,6 +90,21 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
     """Seconds that a stopping server waits for the objects in flight."""
 
+    class_payload: str = Field("", alias="ETL_CLASS_PAYLOAD", repr=False)
+    """The class to serve, as `serialize_class` gives it."""
+    class_payload_file: Path | None = Field(None, alias="ETL_CLASS_PAYLOAD_FILE")
+    """A file that has it: one environment variable holds 128 KiB."""
+    class_meta: str = Field("", alias="ETL_CLASS_META", repr=False)
+    """What `etl-server ship` wrote beside the payload: JSON."""
+    class_meta_file: Path | None = Field(None, alias="ETL_CLASS_META_FILE")
+    """A file that has it."""
+    payload_key: SecretStr = Field(SecretStr(""), alias="ETL_PAYLOAD_KEY")
+    """If set, only payloads that are signed with it are loaded."""
+    packages: Annotated[tuple[str, ...], NoDecode] = Field((), alias="PACKAGES")
+    """What pip is to install before the class is loaded: requirements, separated by commas."""
+    os_packages: Annotated[tuple[str, ...], NoDecode] = Field((), alias="OS_PACKAGES")
+    """What apt-get or apk is to install before the class is loaded: names, separated by commas."""
+
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
         """Read the environment; `overrides` (by field name, None is passed over) win over it.
@@ -96,6 +112,8 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: a value is bad. One line: variable, value, what was expected.
         """
+        if os.environ.get("ETL_PAYLOAD_KEY") == "":  # a secret that got lost must not turn the check off
+            raise ConfigError("ETL_PAYLOAD_KEY=: expected a key, or no such variable")
         try:
             return cls(**{_alias(name): value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
@@ -116,6 +134,22 @@ class Settings(BaseSettings):
         for root in value:
             if not Path(root).is_absolute():
                 raise ValueError(f"absolute directories separated by '{os.pathsep}'")
+        return value
+
+    @field_validator("packages", "os_packages", mode="before")
+    @classmethod
+    def _split_packages(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in re.findall(_REQUIREMENT, value) if part.strip()]
+        if any(part.startswith("-") for part in value):
+            raise ValueError("names of packages, separated by commas, and no options")
+        return value
+
+    @field_validator("class_payload_file", "class_meta_file")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not (value.is_file() and os.access(value, os.R_OK)):
+            raise ValueError("a file that can be read")
         return value
 
     @field_validator("client_ca", "client_crt", "client_key")
@@ -140,9 +174,10 @@ class Settings(BaseSettings):
         return SecretStr(url)
 
     def secrets(self) -> tuple[str, ...]:
-        """The strings that must never be shown: the last part of the target's path, and the token."""
+        """The strings that must never be shown: the last part of the target's path, the token, and the key."""
         target_secret = urlsplit(self.host_target.get_secret_value()).path.rpartition("/")[2]
-        return tuple(secret for secret in (target_secret, self.authn_token.get_secret_value()) if secret)
+        others = (self.authn_token.get_secret_value(), self.payload_key.get_secret_value())
+        return tuple(secret for secret in (target_secret, *others) if secret)
 
     def redact(self, text: str) -> str:
         """`text` without any secret in it."""
@@ -184,6 +219,9 @@ def _cgroup_cpu_quota(root: Path) -> float | None:
         return None
     return int(quota) / int(period)
 
+
+# Up to a comma that is not within brackets or quotes, and after which no further version follows.
+_REQUIREMENT = r"""(?:\[[^\]]*\]|'[^']*'|"[^"]*"|,\s*(?=[<>=!~])|[^,])+"""
 
 _EXPECTED = {
     "int_parsing": "a whole number",

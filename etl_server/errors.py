@@ -20,7 +20,8 @@ ETLError                        500
 ├── ClientDisconnectedError     no answer: nobody is there to read it
 ├── ConfigError                 no answer: the server does not start
 ├── ClassLoadError              no answer: the user's class cannot be found
-└── PayloadError                no answer: a serialized class cannot be loaded
+├── PayloadError                no answer: a serialized class cannot be loaded
+└── InstallError                no answer: what the class needs cannot be installed
 """
 
 from __future__ import annotations
@@ -210,6 +211,15 @@ class ClassLoadError(ETLError):
 
 class PayloadError(ETLError):
     """A class cannot be serialized, or a serialized one cannot be loaded. The text says what failed, and where."""
+
+
+class InstallError(ETLError):
+    """What `PACKAGES` or `OS_PACKAGES` names cannot be installed. The text names the setting and the reason."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
 
 
 def error_body(detail: str) -> bytes:

@@ -39,6 +39,11 @@ def load_class(spec: str) -> type[ETLServer]:
     return classes[0]
 
 
+def make_server(spec: str) -> ETLServer:
+    """An instance of the class that `spec` names, as for `load_class`."""
+    return load_class(spec)()
+
+
 def _classes(module: ModuleType) -> list[type[ETLServer]]:
     """The transforms that a module defines; not those that serve others as a base."""
     defined = dict.fromkeys(

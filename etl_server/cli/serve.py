@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ..server import ETLServer
 
 ClassArgument = Annotated[
     str, typer.Argument(metavar="FILE_OR_MODULE[:Class]", help="Where the class is; :Class if there are several.")
@@ -55,17 +52,11 @@ def serve(
     os.environ.update({name: str(value) for name, value in options.items() if value is not None})
 
     from ..config import Settings
-    from ..loading import load_class
+    from ..loading import load_class, make_server
     from ..runtime.serve import run
 
     settings = Settings.load()
     cls = load_class(spec)
     if settings.workers == 1:
         raise typer.Exit(run(cls, settings))
-    raise typer.Exit(run(functools.partial(_make, spec), settings))
-
-
-def _make(spec: str) -> ETLServer:
-    from ..loading import load_class
-
-    return load_class(spec)()
+    raise typer.Exit(run(functools.partial(make_server, spec), settings))
