@@ -38,10 +38,11 @@ def install_python(requirements: Sequence[str]) -> Mapping[str, str] | None:
     """
     if _run([sys.executable, "-c", "import pip"]).code:
         raise InstallError(f"{_shown('PACKAGES', requirements)}: pip is not installed for {sys.executable}")
-    # Without its configuration, so that no index or folder is looked at.
-    check = _run([*_PIP, "--isolated", "install", "--dry-run", "--no-index", *requirements])
-    if not check.code and "Would install" not in check.output:
-        return None
+    if not any("/" in requirement for requirement in requirements):  # a URL or a path would be built for that
+        # Without its configuration, so that no index or folder is looked at.
+        check = _run([*_PIP, "--isolated", "install", "--dry-run", "--no-index", *requirements])
+        if not check.code and "Would install" not in check.output:
+            return None
     variables: dict[str, str] = {}
     options = ["--quiet", "--root-user-action", "ignore"]
     if not all(os.access(sysconfig.get_path(name), os.W_OK) for name in ("purelib", "platlib")):
@@ -78,7 +79,10 @@ def install_os(names: Sequence[str]) -> None:
         check, steps = ["apk", "info", "--installed", *names], [[manager, "add", "--no-cache", *names]]
     else:
         check = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}\n", *names]
-        steps = [[manager, "update"], [manager, "install", "--yes", "--no-install-recommends", *names]]
+        steps = [
+            [manager, "update"],
+            [manager, "-o", "DPkg::Lock::Timeout=60", "install", "--yes", "--no-install-recommends", *names],
+        ]
     found = _run(check)
     if not found.code and (manager.endswith("apk") or set(found.output.split()) == {"installed"}):
         return

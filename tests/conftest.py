@@ -68,7 +68,19 @@ Transport = Literal["protocol", "asgi"]
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine reaches a test."""
     for name in tuple(os.environ):
-        if name.startswith(("AIS_", "ETL_", "DIRECT_PUT", "NUM_WORKERS", "MAX_CONN", "MAX_KEEPALIVE", "KEEPALIVE_")):
+        if name.startswith(
+            (
+                "AIS_",
+                "ETL_",
+                "DIRECT_PUT",
+                "NUM_WORKERS",
+                "PACKAGES",
+                "OS_PACKAGES",
+                "MAX_CONN",
+                "MAX_KEEPALIVE",
+                "KEEPALIVE_",
+            )
+        ):
             monkeypatch.delenv(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,7 @@ class Process:
         self, *command: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self.lines: list[str] = []
+        self.patience = PATIENCE
         self._ended = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
@@ -110,7 +112,7 @@ class Process:
             return [match for line in self.lines if (match := re.search(pattern, line))]
 
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(found()) >= count, PATIENCE)
+            self._changed.wait_for(lambda: self._ended or len(found()) >= count, self.patience)
             assert len(found()) >= count, f"no line has {pattern!r}:\n" + "\n".join(self.lines)
             return found()[count - 1]
 
@@ -119,7 +121,7 @@ class Process:
 
     def wait(self) -> int:
         """The exit code, once the process has ended and all that it wrote is here."""
-        code = self._process.wait(PATIENCE)
+        code = self._process.wait(self.patience)
         self._collector.join(PATIENCE)
         if self._process.stderr is not None:
             self._process.stderr.close()
@@ -139,9 +141,15 @@ class Process:
 class ServerProcess(Process):
     """A server of ours in a process of its own."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-        """`arguments` are Python's: `"-m", "etl_server", "serve", …` or a script."""
-        super().__init__(sys.executable, *arguments, environment=environment, cwd=cwd)
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:
+        """`arguments` are Python's: `"-m", "etl_server", "serve", …` or a script. `python`: the command to run."""
+        super().__init__(*python, *arguments, environment=environment, cwd=cwd)
         self.port = 0
 
     @classmethod
@@ -152,6 +160,21 @@ class ServerProcess(Process):
             "-m", "etl_server", "serve", spec, *options, environment={**defaults, **(environment or {})}, cwd=ROOT
         )
 
+    @classmethod
+    def bootstrap(
+        cls,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        python: Sequence[str] = (sys.executable,),
+    ) -> ServerProcess:
+        """`python -m etl_server.bootstrap`, with the same defaults."""
+        defaults = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "1"}
+        variables = {**defaults, **(environment or {})}
+        server = cls("-m", "etl_server.bootstrap", *arguments, environment=variables, cwd=cwd, python=python)
+        server.patience = 100.0  # it may have to install
+        return server
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -160,3 +183,13 @@ class ServerProcess(Process):
         """Wait until it says where it listens. Connections are taken from then on, and answered once it is set up."""
         self.port = int(self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
         return self
+
+    def put(self, body: bytes, etl_args: str = "") -> tuple[int, bytes]:
+        """Status and body of the answer to a PUT of an object, once it listens."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.wait_until_listening().port, timeout=PATIENCE)
+        try:
+            connection.request("PUT", f"/bucket/object?etl_args={etl_args}", body)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
