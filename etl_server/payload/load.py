@@ -92,8 +92,8 @@ def _reason(error: Exception, meta: Meta | None) -> str:
     text = one_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
         module = error.name.partition(".")[0]
-        requirement = (meta.packages if meta else {}).get(module)
-        package = f"{requirement!r}" if requirement else "the package that has it"
+        known = {"aistore": "aistore", **(meta.packages if meta else {})}
+        package = repr(known[module]) if module in known else "the package that has it"
         built = f"; {meta.built_with()}" if meta else ""
         return f"module {error.name!r} is not installed here: add {package} to PACKAGES{built}"
     if isinstance(error, EOFError):
