@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -11,8 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from . import __version__
 from .errors import ConfigError
 from .wire.checksum import ChecksumType
+from .wire.etl_spec import split_packages
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 REDACTED = "***"
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     """URI of the object store that GET reads from; empty: the target."""
     sink: str = Field("", alias="ETL_SINK")
     """URI of the object store that the results of PUT go to; empty: they are the answer."""
+    image: str = Field(f"etl-server:{__version__}", alias="ETL_IMAGE")
+    """The container image that serves shipped classes."""
 
     checksum: ChecksumType | None = Field(None, alias="ETL_CHECKSUM")
     """Checksum to send along with a direct put whose size is known."""
@@ -140,7 +143,7 @@ class Settings(BaseSettings):
     @classmethod
     def _split_packages(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = [part.strip() for part in re.findall(_REQUIREMENT, value) if part.strip()]
+            value = split_packages(value)
         if any(part.startswith("-") for part in value):
             raise ValueError("names of packages, separated by commas, and no options")
         return value
@@ -219,9 +222,6 @@ def _cgroup_cpu_quota(root: Path) -> float | None:
         return None
     return int(quota) / int(period)
 
-
-# Up to a comma that is not within brackets or quotes, and after which no further version follows.
-_REQUIREMENT = r"""(?:\[[^\]]*\]|'[^']*'|"[^"]*"|,\s*(?=[<>=!~])|[^,])+"""
 
 _EXPECTED = {
     "int_parsing": "a whole number",

@@ -58,7 +58,7 @@ def install_python(requirements: Sequence[str]) -> Mapping[str, str] | None:
         variables["PYTHONPATH"] = f"{target}{os.pathsep}{path}" if path else target
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(_own_requirements()))
+        constraints.write_text("\n".join(own_requirements()))
         done = _run([*_PIP, "install", *options, "--constraint", str(constraints), *requirements])
     if done.code:
         raise _failure("PACKAGES", requirements, "pip", done)
@@ -95,6 +95,12 @@ def install_os(names: Sequence[str]) -> None:
         done = _run(step, {"DEBIAN_FRONTEND": "noninteractive"})
         if done.code:
             raise _failure("OS_PACKAGES", names, Path(manager).name, done)
+
+
+def distribution(requirement: str) -> str:
+    """The name of the distribution that a requirement is for, written as PyPI compares names."""
+    name = re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class _Done(NamedTuple):
@@ -150,8 +156,8 @@ def _redact(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-def _own_requirements() -> list[str]:
-    """What this package needs of others, as constraints, which have no extras."""
+def own_requirements() -> list[str]:
+    """What this package needs of others, as pip's constraints, which have no extras."""
     try:
         requirements = importlib.metadata.requires("etl-server") or []
     except importlib.metadata.PackageNotFoundError:

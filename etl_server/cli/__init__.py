@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from ..errors import ClassLoadError, ConfigError
-from . import dev, serve
+from ..errors import ClassLoadError, ConfigError, PayloadError
+from . import dev, serve, ship
 
 USAGE_ERROR = 2
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("dev")(dev.dev)
+app.command("ship")(ship.ship)
 
 
 @app.callback()
@@ -31,6 +32,6 @@ def main() -> None:
     """Run the command. Exits with 0 done, 1 some objects failed, 2 wrong usage."""
     try:
         app()
-    except (ClassLoadError, ConfigError) as error:
+    except (ClassLoadError, ConfigError, PayloadError) as error:
         print(f"etl-server: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)

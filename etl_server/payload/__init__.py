@@ -10,13 +10,16 @@ from __future__ import annotations
 from .dump import local_modules, serialize_class
 from .load import check_payload, deserialize_class, load_payload, make_server
 from .meta import Meta
+from .packed import PackedClass, pack_class
 
 __all__ = [
     "Meta",
+    "PackedClass",
     "check_payload",
     "deserialize_class",
     "load_payload",
     "local_modules",
     "make_server",
+    "pack_class",
     "serialize_class",
 ]

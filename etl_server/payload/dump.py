@@ -10,7 +10,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NewType
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -178,6 +178,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return NewType, (obj.__name__, obj.__supertype__), vars(obj)
             decorator = _Call(functools.lru_cache, tuple(obj.cache_parameters().values()))
             return operator.methodcaller("__call__", obj.__wrapped__), (decorator,)
+        self._note_installed(obj.__module__ if isinstance(obj, BuiltinFunctionType) else type(obj).__module__)
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:

@@ -21,6 +21,7 @@ ENVIRONMENT_LIMIT = 128 * 1024
 
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|ms|s|m|h))+")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PACKAGE = re.compile(r"""(?:\[[^\]]*\]|'[^']*'|"[^"]*"|,\s*(?=[<>=!~])|[^,])+""")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -147,8 +148,16 @@ def build_etl_spec(
     }
 
 
+def split_packages(text: str) -> list[str]:
+    """The names or requirements of `PACKAGES`, which commas separate.
+
+    A comma within brackets or quotes separates nothing, nor does one after which a further version follows.
+    """
+    return [part.strip() for part in _PACKAGE.findall(text) if part.strip()]
+
+
 def _joined(what: str, packages: Sequence[str]) -> str:
     for package in packages:
-        if not package.strip() or "," in package:
-            raise ValueError(f"{what} {package!r}: expected one name or requirement without a comma")
+        if package.startswith("-") or split_packages(package) != [package]:
+            raise ValueError(f"{what} {package!r}: expected one name or requirement")
     return ",".join(packages)

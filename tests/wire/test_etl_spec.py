@@ -12,6 +12,7 @@ from etl_server.wire.etl_spec import (
     class_environment,
     parse_communication,
     parse_duration,
+    split_packages,
 )
 
 
@@ -37,7 +38,7 @@ def test_it_is_what_the_protocol_says() -> None:
 def test_what_is_asked_for_becomes_the_environment() -> None:
     environment = class_environment(
         "x",
-        packages=["numpy>=1.26", "pillow"],
+        packages=["numpy>=1.26,<3", "pillow"],
         os_packages=["ffmpeg"],
         workers=3,
         direct_fqn=True,
@@ -45,7 +46,7 @@ def test_what_is_asked_for_becomes_the_environment() -> None:
     )
     assert environment == {
         "ETL_CLASS_PAYLOAD": "x",
-        "PACKAGES": "numpy>=1.26,pillow",
+        "PACKAGES": "numpy>=1.26,<3,pillow",
         "OS_PACKAGES": "ffmpeg",
         "NUM_WORKERS": "3",
         "ETL_DIRECT_FQN": "true",
@@ -55,9 +56,25 @@ def test_what_is_asked_for_becomes_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    "packages",
+    [
+        ["numpy"],
+        ["numpy>=1, <2", "pillow"],
+        ["a[b,c]", "d"],
+        ["a; python_version in '3.10,3.11'", "d"],
+        ["a==1", "b==2"],
+    ],
+)
+def test_packages_are_told_apart_again(packages: list[str]) -> None:
+    assert split_packages(class_environment("x", packages=packages)["PACKAGES"]) == packages
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"packages": ["numpy>=1,<2"]}, "package 'numpy>=1,<2': expected one name or requirement without a comma"),
+        ({"packages": ["numpy,scipy"]}, "package 'numpy,scipy': expected one name or requirement$"),
+        ({"packages": ["--index-url=x"]}, "package '--index-url=x': expected one name or requirement$"),
+        ({"packages": [""]}, "package '': expected one"),
         ({"os_packages": [" "]}, "OS package ' ': expected"),
         ({"extra": {"A-B": "1"}}, "environment variable 'A-B': expected NAME=VALUE"),
         ({"extra": {"": "1"}}, "environment variable '': expected NAME=VALUE"),
