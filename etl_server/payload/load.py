@@ -8,7 +8,7 @@ import inspect
 import io
 import pickle
 import platform
-from collections.abc import Callable
+import sys
 from types import CodeType
 from typing import Any
 
@@ -120,31 +120,51 @@ class _Unpickler(pickle.Unpickler):
         if (stand_in := aistore.find(module, name)) is not None:
             return stand_in
         found = super().find_class(module, name)
-        return _make_function if found is cloudpickle.cloudpickle._make_function else found
+        return _builtin_type if found is cloudpickle.cloudpickle._builtin_type else found
 
 
-def _make_function(code: CodeType, *arguments: Any) -> Any:
-    if _is_foreign(code):
-        raise _ForeignCodeError
-    make: Callable[..., Any] = cloudpickle.cloudpickle._make_function
-    return make(code, *arguments)
+def _builtin_type(name: str) -> Any:
+    return _Code if name == "CodeType" else cloudpickle.cloudpickle._builtin_type(name)
 
 
-def _is_foreign(code: CodeType) -> bool:
-    """Whether code, or code nested in it, is not laid out as this version of Python lays it out.
+class _CodeType(type):
+    """The type of something that makes code like `types.CodeType`, for which it may also be taken."""
 
-    Running such code would end the process without a word. Each version has instructions that others lack, and leaves
-    other numbers of code units for its caches behind them.
+    def __call__(cls, *arguments: Any) -> Any:
+        code = CodeType(*arguments)
+        if _is_foreign(code, arguments[6]):
+            raise _ForeignCodeError
+        return code
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, CodeType)
+
+
+class _Code(metaclass=_CodeType):
+    """Code that is laid out as this version of Python lays it out."""
+
+
+def _is_foreign(code: CodeType, content: bytes) -> bool:
+    """Whether instructions are not laid out as this version of Python lays them out.
+
+    Running such code would end the process without a word. Read by another version, there are instructions that are
+    none, other numbers of code units for caches behind them, or another one than each function begins with.
+
+    Args:
+        code: what this Python made of the instructions, in which it has reset what it takes for caches.
+        content: the instructions as they came.
     """
-    content = code.co_code
     try:
         instructions = list(dis.get_instructions(code))
     except Exception:  # what an instruction refers to is not there
         return True
+    if sys.version_info >= (3, 11) and all(instruction.opname != "RESUME" for instruction in instructions):
+        return True
     ends = [instruction.offset for instruction in instructions[1:]] + [len(content)]
-    for instruction, end in zip(instructions, ends, strict=True):
-        if instruction.opname == "CACHE" or instruction.opname.startswith("<"):
-            return True
-        if any(content[instruction.offset + 2 : end : 2]):
-            return True
-    return any(isinstance(constant, CodeType) and _is_foreign(constant) for constant in code.co_consts)
+    return any(
+        instruction.opname == "CACHE"
+        or instruction.opname.startswith("<")
+        or instruction.opcode != content[instruction.offset]
+        or any(content[instruction.offset + 2 : end : 2])
+        for instruction, end in zip(instructions, ends, strict=True)
+    )
