@@ -14,6 +14,7 @@ from . import __version__
 from .errors import ConfigError
 from .wire.checksum import ChecksumType
 from .wire.etl_spec import split_packages
+from .wire.pipeline import check_url
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 REDACTED = "***"
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     """URI of the object store that GET reads from; empty: the target."""
     sink: str = Field("", alias="ETL_SINK")
     """URI of the object store that the results of PUT go to; empty: they are the answer."""
+    endpoint: str = Field("", alias="AIS_ENDPOINT")
+    """The cluster's proxy, for commands that talk to one."""
     image: str = Field(f"etl-server:{__version__}", alias="ETL_IMAGE")
     """The container image that serves shipped classes."""
 
@@ -176,6 +179,11 @@ class Settings(BaseSettings):
                 raise ValueError("http(s)://target:port/v1/etl/_object/<etl-name>/<secret>")
         return SecretStr(url)
 
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str) -> str:
+        return check_endpoint(value) if value else ""
+
     def secrets(self) -> tuple[str, ...]:
         """The strings that must never be shown: the last part of the target's path, the token, and the key."""
         target_secret = urlsplit(self.host_target.get_secret_value()).path.rpartition("/")[2]
@@ -188,6 +196,23 @@ class Settings(BaseSettings):
             if secret in text:
                 text = text.replace(secret, REDACTED)
         return text
+
+
+def check_endpoint(url: str) -> str:
+    """The URL of a cluster's proxy, without a slash at its end.
+
+    Raises:
+        ValueError: it is none. The text says what was expected.
+    """
+    expected = "the URL of the cluster's proxy, such as http://proxy:51080, without user, path and query"
+    try:
+        parts = check_url(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    if port == 0 or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(expected)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def available_cpus() -> int:

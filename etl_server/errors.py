@@ -18,6 +18,10 @@ ETLError                        500
 │   ├── ObjectStoreTransientError 503  … it may well succeed when tried again: throttled, 5xx, reset, timeout
 │   └── RedirectError         502  … an S3 request was redirected to where it must not, or cannot, go
 ├── ClientDisconnectedError     no answer: nobody is there to read it
+├── ClusterError                no answer: an AIStore cluster refused something; `status` is that of its answer
+│   ├── ClusterUnreachableError … or cannot be talked to
+│   ├── ETLNotRunningError      … an ETL was to be started and does not run
+│   └── JobFailedError          … a job was aborted, or some of its objects failed
 ├── ConfigError                 no answer: the server does not start
 ├── ClassLoadError              no answer: the user's class cannot be found
 ├── PayloadError                no answer: a serialized class cannot be loaded
@@ -199,6 +203,26 @@ class RedirectError(ObjectStoreError):
 
 class ClientDisconnectedError(ETLError):
     """The client went away before its request was whole or answered."""
+
+
+class ClusterError(ETLError):
+    """An AIStore cluster refused what it was asked for. `detail` has its own words, `status` its answer's status."""
+
+    def __init__(self, detail: str, status: int = 0) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class ClusterUnreachableError(ClusterError):
+    """The cluster cannot be connected to, or its answer broke off: whether it did what it was asked for is unknown."""
+
+
+class ETLNotRunningError(ClusterError):
+    """An ETL was to be started and does not run. The text has what the cluster says of it."""
+
+
+class JobFailedError(ClusterError):
+    """A job was aborted, or ended with an error, or some of its objects failed."""
 
 
 class ConfigError(ETLError):

@@ -65,6 +65,9 @@ def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ("ETL_CHECKSUM", "xxhash2", "checksum", "xxhash2"),
         ("ETL_CHECKSUM", "none", "checksum", None),
         ("ETL_WS_ERROR", "text", "ws_error", "text"),
+        ("AIS_ENDPOINT", "http://proxy:51080/", "endpoint", "http://proxy:51080"),
+        ("AIS_ENDPOINT", "https://[::1]", "endpoint", "https://[::1]"),
+        ("ETL_IMAGE", "registry/etl:2", "image", "registry/etl:2"),
         ("ETL_IO_TIMEOUT", "12", "io_timeout", 12.0),
         ("ETL_OBJECT_TIMEOUT", "0.5", "object_timeout", 0.5),
         ("ETL_DRAIN_TIMEOUT", "0", "drain_timeout", 0.0),
@@ -101,6 +104,14 @@ def test_without_any_variable_the_defaults_are_those_of_the_protocol() -> None:
         "object_timeout": None,
     }
     assert {name: plain(getattr(settings, name)) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["proxy:51080", "ftp://proxy", "http://", "http://p:0", "http://u:p@proxy", "http://proxy/v1", "http://p?a"]
+)
+def test_a_proxy_is_named_by_its_url_alone(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^AIS_ENDPOINT=.*: expected the URL of the cluster's proxy, such as"):
+        load(monkeypatch, AIS_ENDPOINT=url)
 
 
 def test_every_setting_has_a_variable_of_its_own() -> None:
