@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import etl_server
+from etl_server.runtime import clients
 
 PACKAGE = Path(etl_server.__file__).parent
 
@@ -81,9 +82,19 @@ def test_what_everything_rests_on_does_not_reach_up(part: str) -> None:
     assert part == "server" or "runtime" not in names
 
 
+@pytest.mark.parametrize("file", files_of("control"))
+def test_control_shares_the_clients_of_targets_and_nothing_else_of_the_runtime(file: Path) -> None:
+    names = imports(file)
+    assert of_ours(names) <= {"config", "control", "errors", "runtime", "wire"}
+    assert {name for name in names if name.startswith("etl_server.runtime.")} <= {
+        "etl_server.runtime.clients",
+        *(f"etl_server.runtime.clients.{each}" for each in vars(clients)),
+    }
+
+
 def test_only_the_command_line_imports_the_command_line() -> None:
     for file in PACKAGE.rglob("*.py"):
-        if file.parent.name != "cli" and file.name != "__main__.py":
+        if PACKAGE / "cli" not in file.parents and file.name != "__main__.py":
             assert "cli" not in of_ours(imports(file)), file
 
 
@@ -131,6 +142,11 @@ def test_wire_and_errors_load_next_to_nothing(statement: str) -> None:
 
 def test_writing_a_class_loads_no_server() -> None:
     assert loaded_by("from etl_server import ETLServer").isdisjoint({"fastapi", "uvicorn", "requests", "aiohttp"})
+
+
+def test_the_command_line_loads_what_a_command_needs_when_it_runs() -> None:
+    heavy = {"fastapi", "uvicorn", "requests", "pydantic", "aiohttp", "httpx", "cloudpickle", "tenacity"}
+    assert loaded_by("import etl_server.cli").isdisjoint(heavy)
 
 
 def test_every_public_name_is_there() -> None:

@@ -8,7 +8,10 @@ import typer
 
 from ..errors import ClassLoadError, ConfigError, PayloadError
 from . import dev, serve, ship
+from ..errors import ClassLoadError, ClusterError, ConfigError, PayloadError, UpstreamUnreachableError
+from . import ais, dev, serve
 
+FAILED = 1
 USAGE_ERROR = 2
 
 app = typer.Typer(
@@ -21,6 +24,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("dev")(dev.dev)
 app.command("ship")(ship.ship)
+app.add_typer(ais.app)
 
 
 @app.callback()
@@ -35,3 +39,6 @@ def main() -> None:
     except (ClassLoadError, ConfigError, PayloadError) as error:
         print(f"etl-server: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    except (ClusterError, UpstreamUnreachableError) as error:
+        print(f"etl-server: {error}", file=sys.stderr)
+        sys.exit(FAILED)
