@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from functools import partial
 from http import HTTPStatus
 from threading import Thread
 from types import TracebackType
@@ -102,7 +103,7 @@ class AIStoreClient:
             ETLNotRunningError: it did not get to run. It stays listed, as aborted, until it is removed.
         """
         timeout = parse_duration(spec.get("init_timeout", INIT_TIMEOUT)) + _GRACE
-        start = lambda: self._transport.call_within(timeout, "PUT", "etl", body=dict(spec))  # noqa: E731
+        start = partial(self._transport.call_within, timeout, "PUT", "etl", body=dict(spec))
         return self._until_running(spec["name"], start, timeout, on_stage)
 
     def start(
@@ -110,7 +111,7 @@ class AIStoreClient:
     ) -> ETLInfo:
         """Start an ETL that was stopped, and wait until it runs. Raises as `init` does."""
         timeout = parse_duration(init_timeout) + _GRACE
-        start = lambda: self._transport.call_within(timeout, "POST", _etl(name, "start"))  # noqa: E731
+        start = partial(self._transport.call_within, timeout, "POST", _etl(name, "start"))
         return self._until_running(name, start, timeout, on_stage)
 
     def stop(self, name: str) -> None:

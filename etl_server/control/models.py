@@ -143,8 +143,7 @@ class JobStatus:
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> JobStatus:
-        aborted = bool(fields.get("aborted", False))
-        return cls(bool(fields.get("end_time", 0)) or aborted, aborted, str(fields.get("err") or ""))
+        return cls(bool(fields["end_time"]), bool(fields.get("aborted", False)), str(fields.get("err") or ""))
 
 
 @dataclass(frozen=True)

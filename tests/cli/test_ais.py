@@ -354,6 +354,20 @@ def test_losing_the_cluster_while_waiting_is_no_success(cluster: FakeCluster) ->
     assert "What became of job job-1 is not known" in done.stderr
 
 
+def test_progress_is_shown_in_place_on_a_terminal(cluster: FakeCluster) -> None:
+    cluster.running(NAME)
+    cluster.objects_per_poll = 2
+    ours, theirs = pty.openpty()
+    arguments = command(cluster, "transform", NAME, "ais://src", "ais://dst", "--wait")
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60, env=environment)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert (done.returncode, done.stdout) == (0, "job job-1 is done: 2 objects, 8 bytes\n")
+    assert "job job-1: 2 objects, 8 bytes" in shown
+
+
 def test_progress_is_told_by_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

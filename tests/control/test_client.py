@@ -104,6 +104,13 @@ def test_waiting_for_an_etl_has_an_end(
         client.init(SPEC | {"init_timeout": "50ms"})
 
 
+def test_waiting_for_an_etl_ends_when_the_cluster_refuses_to_tell(client: AIStoreClient, cluster: FakeCluster) -> None:
+    cluster.answers_before_running = True
+    cluster.on_request = always(lambda request: problem(403, "no access"), "GET")
+    with pytest.raises(ClusterError, match=r"^no access"):
+        client.init(SPEC)
+
+
 def test_what_the_cluster_refuses_has_its_words_and_status(client: AIStoreClient, cluster: FakeCluster) -> None:
     cluster.running(NAME)
     with pytest.raises(ClusterError, match="etl job thumbnails already exists") as caught:
