@@ -1,0 +1,162 @@
+"""What is deployed: the Dockerfile, Kubernetes' manifests as kustomize renders them, AIStore's specs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import AliasChoices
+
+from etl_server import Settings
+
+from ..helpers import ROOT
+
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+SPECS = sorted((DEPLOY / "aistore").glob("*.yaml"))
+MANIFESTS = sorted(file for file in KUBERNETES.rglob("*.yaml") if file.name != "kustomization.yaml")
+RENDERED = ["base", "overlays/s3", "overlays/dev", "job"]
+VERSION = "1.31"
+NOT_OURS = {"AWS_REGION"}
+"""Variables that are read by the libraries underneath."""
+CUSTOM = {"ServiceMonitor"}
+"""Kinds that Kubernetes' own schemas do not have."""
+
+
+def known_variables() -> set[str]:
+    names = set()
+    for field in Settings.model_fields.values():
+        choices = field.validation_alias
+        names |= set(map(str, choices.choices)) if isinstance(choices, AliasChoices) else {str(field.alias)}
+    return names
+
+
+def containers(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each container, with the specification of the pod that it belongs to."""
+    for document in documents:
+        if document["kind"] in ("Deployment", "Job"):
+            pod = document["spec"]["template"]["spec"]
+            for container in pod["containers"]:
+                yield pod, container
+
+
+def read(*files: Path) -> list[dict[str, Any]]:
+    return [document for file in files for document in yaml.safe_load_all(file.read_text())]
+
+
+def validate(documents: list[dict[str, Any]]) -> None:
+    for document in documents:
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def check_pods(documents: list[dict[str, Any]]) -> None:
+    for pod, container in containers(documents):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        secure = container["securityContext"]
+        assert secure["readOnlyRootFilesystem"] is True
+        assert secure["allowPrivilegeEscalation"] is False
+        assert secure["capabilities"] == {"drop": ["ALL"]}
+        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert {"requests", "limits"} <= set(container["resources"])
+        assert {variable["name"] for variable in container["env"]} <= known_variables() | NOT_OURS
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.relative_to(KUBERNETES)))
+def test_a_manifest_is_valid_as_it_is_written(file: Path) -> None:
+    documents = read(file)
+    validate(documents)
+    check_pods(documents)
+
+
+@pytest.mark.skipif(not shutil.which("kustomize"), reason="kustomize is not installed")
+@pytest.mark.parametrize("folder", RENDERED)
+def test_what_kustomize_renders_is_valid(folder: str) -> None:
+    command = ["kustomize", "build", str(KUBERNETES / folder)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    documents = list(yaml.safe_load_all(text))
+    validate(documents)
+    check_pods(documents)
+    assert list(containers(documents))
+    names = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
+    for pod, container in containers(documents):
+        assert {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume} <= names
+        assert container["image"] != "etl-server"
+
+
+def test_a_field_that_kubernetes_does_not_know_is_refused() -> None:
+    document = read(KUBERNETES / "base/service.yaml")[0]
+    document["spec"]["prots"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate([document])
+
+
+def test_a_pod_is_given_the_time_to_drain() -> None:
+    ((pod, container),) = containers(read(KUBERNETES / "base/deployment.yaml"))
+    seconds = {variable["name"]: variable["value"] for variable in container["env"]}["ETL_DRAIN_TIMEOUT"]
+    pause = container["lifecycle"]["preStop"]["exec"]["command"][1]
+    assert pod["terminationGracePeriodSeconds"] > float(seconds) + float(pause)
+
+
+def test_a_pod_is_probed_where_it_listens() -> None:
+    ((_, container),) = containers(read(KUBERNETES / "base/deployment.yaml"))
+    assert container["ports"] == [{"name": "default", "containerPort": 8000}]
+    for probe in ("readinessProbe", "startupProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "default"}
+    assert container["livenessProbe"]["tcpSocket"] == {"port": "default"}
+
+
+def test_everything_selects_the_pods_of_the_deployment() -> None:
+    kinds = {document["kind"]: document for document in read(*(KUBERNETES / "base").glob("[!k]*.yaml"))}
+    labels = kinds["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    selectors = [kinds[kind]["spec"]["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget")]
+    assert [*selectors, kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]] == [labels] * 3
+    assert kinds["Service"]["spec"]["selector"] == labels
+    assert kinds["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
+    (endpoint,) = kinds["ServiceMonitor"]["spec"]["endpoints"]
+    assert endpoint == {"port": kinds["Service"]["spec"]["ports"][0]["name"], "path": "/metrics", "interval": "30s"}
+
+
+@pytest.mark.parametrize("file", SPECS, ids=lambda file: file.stem)
+def test_a_spec_for_aistore_is_one_that_it_takes(file: Path) -> None:
+    (spec,) = read(file)
+    assert set(spec) <= {
+        *("name", "communication", "argument", "init_timeout", "obj_timeout", "support_direct_put"),
+        *("runtime", "resources"),
+    }
+    assert set(spec["runtime"]) <= {"image", "command", "env"}
+    assert 6 <= len(spec["name"]) <= 32
+    assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])", spec["name"])
+    assert spec["communication"] in ("hpush://", "hpull://", "ws://")
+    assert re.fullmatch(r"\d+[sm]", spec["init_timeout"])
+    assert {variable["name"] for variable in spec["runtime"]["env"]} <= known_variables()
+    pod = {"containers": [{"name": "etl", **spec["runtime"], "resources": spec["resources"]}]}
+    validate([{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": spec["name"]}, "spec": pod}])
+
+
+def test_there_is_a_spec_for_each_way_of_aistore() -> None:
+    assert {file.stem: read(file)[0]["communication"] for file in SPECS} == {
+        "push": "hpush://",
+        "pull": "hpull://",
+        "websocket": "ws://",
+        "path": "hpush://",
+    }
+
+
+def test_the_dockerfile_is_clean() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_class_that_is_served_by_default_is_the_one_of_the_job() -> None:
+    assert (KUBERNETES / "base/transform.py").read_bytes() == (KUBERNETES / "job/transform.py").read_bytes()
