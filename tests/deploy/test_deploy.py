@@ -24,7 +24,7 @@ SPECS = sorted((DEPLOY / "aistore").glob("*.yaml"))
 MANIFESTS = sorted(file for file in KUBERNETES.rglob("*.yaml") if file.name != "kustomization.yaml")
 RENDERED = ["base", "overlays/s3", "overlays/dev", "job"]
 TOOLS = Path(sys.executable).parent
-"""Where the extra `dev` has put kubectl and hadolint."""
+"""Where the extra `dev` has put kubectl, hadolint and docker-compose."""
 VERSION = "1.31"
 NOT_OURS = {"AWS_REGION"}
 """Variables that are read by the libraries underneath."""
@@ -81,7 +81,7 @@ def test_a_manifest_is_valid_as_it_is_written(file: Path) -> None:
 
 @pytest.mark.parametrize("folder", RENDERED)
 def test_what_kustomize_renders_is_valid(folder: str) -> None:
-    command = [TOOLS / "kubectl", "kustomize", KUBERNETES / folder]
+    command = [str(TOOLS / "kubectl"), "kustomize", str(KUBERNETES / folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     documents = list(yaml.safe_load_all(text))
     validate(documents)
