@@ -13,7 +13,7 @@ COPY etl_server ./etl_server
 RUN python3 -m venv /opt/etl-server \
     && /opt/etl-server/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && IFS=', ' \
-    && /opt/etl-server/bin/python -m pip install --no-cache-dir /wheels/*.whl $PACKAGES
+    && /opt/etl-server/bin/python -m pip install --no-cache-dir "$(echo /wheels/*.whl)[s3]" $PACKAGES
 
 FROM ${BASE_IMAGE}
 # OS_PACKAGES: what the class needs from apt. Only here: the user that serves is not root, and cannot install them later.
