@@ -51,7 +51,15 @@ def test_the_server_reads_the_bucket_that_the_s3_server_has() -> None:
     environment = ETL["environment"]
     keys = f"{environment['AWS_ACCESS_KEY_ID']},{environment['AWS_SECRET_ACCESS_KEY']}"
     assert option(S3["command"], "--auth-key") == keys
-    assert S3["healthcheck"]["test"][-1] == endpoint.rpartition(":")[2]
+
+
+def test_the_s3_server_is_healthy_once_the_bucket_can_be_read() -> None:
+    environment = S3["environment"]
+    keys = f"{environment['RCLONE_S3_ACCESS_KEY_ID']},{environment['RCLONE_S3_SECRET_ACCESS_KEY']}"
+    assert option(S3["command"], "--auth-key") == keys
+    assert environment["RCLONE_S3_ENDPOINT"] == "http://127.0.0.1" + option(S3["command"], "--addr")
+    assert S3["healthcheck"]["test"][-1] == ":s3:" + urlsplit(option(ETL["command"], "--source")).netloc
+    assert ETL["depends_on"]["s3"] == {"condition": "service_healthy"}
 
 
 def test_what_it_mounts_and_builds_from_is_there() -> None:
