@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ MANIFESTS = sorted(file for file in KUBERNETES.rglob("*.yaml") if file.name != "
 RENDERED = ["base", "overlays/s3", "overlays/dev", "job"]
 TOOLS = Path(sys.executable).parent
 """Where the extra `dev` has put kubectl, hadolint and docker-compose."""
+IMAGE = f"registry.example.com/etl-server:{version('etl-server')}"
 VERSION = "1.31"
 NOT_OURS = {"AWS_REGION"}
 """Variables that are read by the libraries underneath."""
@@ -90,7 +92,7 @@ def test_what_kustomize_renders_is_valid(folder: str) -> None:
     names = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
     for pod, container in containers(documents):
         assert {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume} <= names
-        assert container["image"] != "etl-server"
+        assert container["image"] == ("etl-server:dev" if folder == "overlays/dev" else IMAGE)
 
 
 def test_a_field_that_kubernetes_does_not_know_is_refused() -> None:
@@ -134,6 +136,7 @@ def test_a_spec_for_aistore_is_one_that_it_takes(file: Path) -> None:
         *("runtime", "resources"),
     }
     assert set(spec["runtime"]) <= {"image", "command", "env"}
+    assert spec["runtime"]["image"] == IMAGE
     assert 6 <= len(spec["name"]) <= 32
     assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])", spec["name"])
     assert spec["communication"] in ("hpush://", "hpull://", "ws://")
