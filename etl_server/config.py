@@ -76,8 +76,6 @@ class Settings(BaseSettings):
     """URI of the object store that GET reads from; empty: the target."""
     sink: str = Field("", alias="ETL_SINK")
     """URI of the object store that the results of PUT go to; empty: they are the answer."""
-    endpoint: str = Field("", alias="AIS_ENDPOINT")
-    """The cluster's proxy, for commands that talk to one."""
     image: str = Field(f"etl-server:{__version__}", alias="ETL_IMAGE")
     """The container image that serves shipped classes."""
 
@@ -179,9 +177,9 @@ class Settings(BaseSettings):
                 raise ValueError("http(s)://target:port/v1/etl/_object/<etl-name>/<secret>")
         return SecretStr(url)
 
-    @field_validator("endpoint")
+    @field_validator("ais_endpoint")
     @classmethod
-    def _endpoint(cls, value: str) -> str:
+    def _ais_endpoint(cls, value: str) -> str:
         return check_endpoint(value) if value else ""
 
     def secrets(self) -> tuple[str, ...]:

@@ -6,10 +6,8 @@ import sys
 
 import typer
 
-from ..errors import ClassLoadError, ConfigError, PayloadError
-from . import dev, serve, ship
 from ..errors import ClassLoadError, ClusterError, ConfigError, PayloadError, UpstreamUnreachableError
-from . import ais, dev, serve
+from . import ais, dev, serve, ship
 
 FAILED = 1
 USAGE_ERROR = 2

@@ -71,9 +71,9 @@ class AIStoreClient:
         """
         settings = settings or Settings.load()
         try:
-            url = check_endpoint(url or settings.endpoint)
+            url = check_endpoint(url or settings.ais_endpoint)
         except ValueError as error:
-            raise ConfigError(f"AIStore's URL {url or settings.endpoint!r}: expected {error}") from None
+            raise ConfigError(f"AIStore's URL {url or settings.ais_endpoint!r}: expected {error}") from None
         self._transport = Transport(url, settings, retries, backoff)
         self._poll = poll
 

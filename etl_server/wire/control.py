@@ -40,11 +40,13 @@ def parse_control_message(message: bytes | str) -> ControlMessage:
         raise InvalidControlMessageError(f"the control message is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidControlMessageError(f"the control message is a JSON {type(fields).__name__}, expected an object")
-    values = [fields.get(name) for name in ControlMessage._fields]
-    for index, value in enumerate(values):
+    values: list[str] = []
+    for name in ControlMessage._fields:
+        value = fields.get(name, "")
         if value is None:
-            values[index] = ""
+            value = ""
         elif not isinstance(value, str):
-            raise InvalidControlMessageError(f"the control message's {ControlMessage._fields[index]!r} is not a string")
+            raise InvalidControlMessageError(f"the control message's {name!r} is not a string")
+        values.append(value)
     control = ControlMessage(*values)
     return control._replace(fqn=decode_fqn(control.fqn)) if control.fqn.startswith("%") else control

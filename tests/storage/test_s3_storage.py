@@ -300,7 +300,7 @@ async def test_a_body_that_ends_early_is_no_content(
 
 
 async def fail_at(proxy: S3Proxy, step: int, fault: Fault, storage: S3Storage, calls: list[str]) -> bool:
-    """Have one of the calls fail. Whether the write succeeded, as it does only if that was repeated: by aiohttp, say."""
+    """Have one of the calls fail. Whether the write succeeded: only if that was repeated, by aiohttp say."""
     proxy.inject(fault, nth=step + 1)
     try:
         await storage.write_data_stream(pieces(CONTENT))

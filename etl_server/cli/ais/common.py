@@ -39,7 +39,7 @@ def connect(url: str | None) -> AIStoreClient:
     settings = Settings.load()
     if url is not None:
         url = checked("--url", url, lambda text: _or_value(check_endpoint, text))
-    elif not settings.endpoint:
+    elif not settings.ais_endpoint:
         raise ConfigError("--url, or AIS_ENDPOINT: expected the cluster's proxy, such as http://proxy:51080")
     return AIStoreClient(url or "", settings)
 
