@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from aiohttp import web
 
 from etl_server import S3Storage, simple_s3_router
 from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import Digest, RetryPolicy, S3Pointer, Tags
 from tests.helpers import eventually
 
-from .s3_proxy import Fault, Hold, S3Proxy, internal_error, lost_answer, reset, truncate
+from .s3_proxy import Exchange, Fault, Hold, S3Proxy, internal_error, lost_answer, reset, truncate
 from .s3_servers import aio_s3_client, s3_client
 
 if TYPE_CHECKING:
@@ -449,6 +450,23 @@ async def test_a_copied_part_without_an_etag_is_a_failure(client: Any, s3: S3Cli
         await storage_of(client, bucket, copy_threshold=100_000).write_data_stream(pieces(CONTENT))
     assert uploads(s3, bucket) == []
     assert keys(s3, bucket) == []
+
+
+@pytest.mark.parametrize("there", [CONTENT[:-1], None], ids=["short", "missing"])
+async def test_a_copy_that_was_acknowledged_and_not_made_is_a_failure(
+    storage: S3Storage, s3_proxy: S3Proxy, s3: S3Client, bucket: str, there: bytes | None
+) -> None:
+    async def acknowledge(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response(text='<CopyObjectResult><ETag>"0"</ETag></CopyObjectResult>', content_type="text/xml")
+
+    if there is not None:
+        s3.put_object(Bucket=bucket, Key=KEY, Body=there)
+    s3_proxy.inject(acknowledge, operation="CopyObject")
+    with pytest.raises(ObjectStoreError if there else FileNotFoundError):
+        await storage.write_data_stream(pieces(CONTENT))
+    assert uploads(s3, bucket) == []
+    assert keys(s3, bucket) == ([KEY] if there else [])
 
 
 # How much at once
