@@ -90,6 +90,11 @@ def test_control_shares_the_clients_of_targets_and_nothing_else_of_the_runtime(f
         "etl_server.runtime.clients",
         *(f"etl_server.runtime.clients.{each}" for each in vars(clients)),
     }
+@pytest.mark.parametrize("file", files_of("storage"))
+def test_storage_knows_no_http_server_and_nothing_above_it(file: Path) -> None:
+    names = imports(file)
+    assert of_ours(names).isdisjoint({"jobs", "control", "cli", "testing", "server"})
+    assert {name.split(".")[0] for name in names}.isdisjoint({"fastapi", "starlette", "uvicorn", "picows"})
 
 
 def test_only_the_command_line_imports_the_command_line() -> None:
@@ -138,6 +143,11 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
 )
 def test_wire_and_errors_load_next_to_nothing(statement: str) -> None:
     assert loaded_by(statement).isdisjoint({"fastapi", "uvicorn", "requests", "pydantic", "aiohttp", "httpx"})
+
+
+def test_a_store_loads_the_libraries_of_no_other() -> None:
+    others = {"boto3", "botocore", "aiobotocore", "requests", "pydantic", "fastapi"}
+    assert loaded_by("from etl_server.storage import open_store; open_store('/tmp')").isdisjoint(others)
 
 
 def test_writing_a_class_loads_no_server() -> None:

@@ -175,6 +175,17 @@ def test_a_truncated_body_is_never_a_shorter_object(store: AISObjectStore, clust
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_answer_with_less_than_it_says_is_never_a_shorter_object(store: AISObjectStore, cluster: AISCluster) -> None:
+    async def less(request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"Content-Range": f"bytes 0-99/{len(CONTENT)}", "ais-checksum-value": etag}
+        return web.Response(status=206, body=CONTENT[:10], headers=headers)
+
+    store.put_object("obj", CONTENT)
+    etag = store.stat_object("obj").etag or ""
+    cluster.faults += [("target", less)]
+    assert read(store, "obj", 0, 100) == CONTENT[:100]
+
+
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(store: AISObjectStore, cluster: AISCluster) -> None:
     store.put_object("obj", CONTENT[::-1])
     cluster.faults += [("target", truncate(CONTENT, 5 * MIB, "other"))]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,8 +169,10 @@ def test_a_download_replaces_a_file_only_if_told_to(store: LocalObjectStore, tmp
     goal = tmp_path / "goal"
     goal.write_bytes(b"old")
     store.put_object("obj", b"new")
+    told: list[int] = []
     with pytest.raises(FileExistsError, match="goal"):
-        store.download_object("obj", goal)
+        store.download_object("obj", goal, callback=lambda done, total: told.append(done))
+    assert told == []  # nothing was read in vain
     with pytest.raises(FileNotFoundError):
         store.download_object("missing", goal, overwrite=True)
     assert goal.read_bytes() == b"old"
@@ -202,3 +207,21 @@ def test_a_name_is_not_empty(store: LocalObjectStore) -> None:
             ask("")
     with pytest.raises(ValueError, match="at least one character"):
         store.put_object("", b"")
+
+
+def test_what_a_killed_process_leaves_is_no_object(store: LocalObjectStore, tmp_path: Path) -> None:
+    writer = (
+        "import os, signal, sys; from etl_server.storage import open_store\n"
+        "def pieces():\n"
+        "    yield b'part'\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "open_store(sys.argv[1]).put_object('dir/obj', pieces())"
+    )
+    store.put_object("dir/obj", b"old")
+    ended = subprocess.run([sys.executable, "-c", writer, str(tmp_path / "store")], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = (path for path in (tmp_path / "store" / "dir").iterdir() if path.name != "obj")
+    assert left.read_bytes() == b"part"
+    assert names(store) == ["dir/obj"]
+    assert not store.exists(f"dir/{left.name}")
+    assert read(store, "dir/obj") == b"old"

@@ -248,6 +248,16 @@ def test_a_part_of_an_upload_is_tried_again(
     assert read(store, "obj") == CONTENT
 
 
+@pytest.mark.parametrize(("size", "operation"), [(PART, "PutObject"), (len(CONTENT), "UploadPart")])
+def test_a_file_is_sent_from_its_beginning_again(
+    store: S3ObjectStore, s3_proxy: S3Proxy, tmp_path: Path, size: int, operation: str
+) -> None:
+    (tmp_path / "up").write_bytes(CONTENT[:size])
+    s3_proxy.inject(throttle(), operation=operation)
+    store.upload_object("obj", tmp_path / "up")
+    assert read(store, "obj") == CONTENT[:size]
+
+
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
 def test_an_upload_that_fails_leaves_the_old_object_and_no_parts(
     store: S3ObjectStore, s3_proxy: S3Proxy, s3: S3Client, bucket: str, tmp_path: Path, operation: str
