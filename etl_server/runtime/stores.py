@@ -64,7 +64,7 @@ class Stores:
         """An object of the source."""
         return StoreSource(self._source, name, self._threads, self._settings.max_body, lease)
 
-    async def put(self, name: str, content: bytes | BatchStream, content_type: str) -> int:
+    async def put(self, name: str, content: bytes | BatchStream, content_type: str, lease: Lease) -> int:
         """Store an object in the sink, all of it or nothing; returns its size in bytes.
 
         Raises:
@@ -72,6 +72,7 @@ class Stores:
         """
         if isinstance(content, bytes):
             return await self._writers.run(self._put, name, content, content_type)
+        lease.add(self._sink.stream_memory)
         pieces = _Pieces(content)
         try:
             return await self._writers.run(self._put, name, pieces, content_type)

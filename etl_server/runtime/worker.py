@@ -270,7 +270,7 @@ class Worker:
         answer = await self.push(exchange, lease)
         if exchange.pipeline:
             return answer
-        size = await self.stores.put(decode_path(exchange.path), answer.body, answer.content_type)
+        size = await self.stores.put(decode_path(exchange.path), answer.body, answer.content_type, lease)
         return Answer(204, headers=((DIRECT_PUT_LENGTH_HEADER, str(size)),))
 
     async def download(self, exchange: Exchange, lease: Lease) -> Answer:

@@ -47,6 +47,9 @@ class ObjectStore(ABC):
         ValueError: the store can have no object of this name.
     """
 
+    stream_memory: int = COPY_SIZE
+    """Bytes that `put_object` of an iterable takes up, beside what that yields."""
+
     @abstractmethod
     def get_uri(self, object_name: str) -> str:
         """The object's URI, percent-encoded. Nobody is asked whether there is such an object."""

@@ -79,6 +79,7 @@ class S3ObjectStore(ObjectStore):
         self._owns_client = client is None
         self._client: S3Client = client or _client(endpoint_url, region_name, profile_name, addressing_style)
         self._part_size = part_size
+        self.stream_memory = part_size * (_STREAM_WINDOW + 2)
         self._policy = policy or RetryPolicy()
         self._threads = ThreadPoolExecutor(_THREADS, "s3")
 

@@ -483,6 +483,7 @@ async def test_what_breaks_off_is_not_stored(serve: Serve, uri: str, store: Obje
         await client.chunk(LARGE)
         writers = live.worker.stores._writers
         await eventually(lambda: writers._busy)
+        assert live.worker.admission.memory.used >= store.stream_memory
         client.reset()
     await eventually(lambda: not writers._busy)
     with store.open_object("a") as stored:
