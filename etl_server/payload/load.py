@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import dis
 import inspect
 import io
+import opcode
 import pickle
 import platform
 import sys
@@ -131,10 +131,10 @@ class _CodeType(type):
     """The type of something that makes code like `types.CodeType`, for which it may also be taken."""
 
     def __call__(cls, *arguments: Any) -> Any:
-        code = CodeType(*arguments)
-        if _is_foreign(code, arguments[6]):
+        # Before it becomes code: merely looking at code that is laid out otherwise may end the process.
+        if len(arguments) > 6 and isinstance(arguments[6], bytes) and _is_foreign(arguments[6]):
             raise _ForeignCodeError
-        return code
+        return CodeType(*arguments)
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, CodeType)
@@ -144,27 +144,34 @@ class _Code(metaclass=_CodeType):
     """Code that is laid out as this version of Python lays it out."""
 
 
-def _is_foreign(code: CodeType, content: bytes) -> bool:
+def _is_foreign(content: bytes) -> bool:
     """Whether instructions are not laid out as this version of Python lays them out.
 
-    Running such code would end the process without a word. Read by another version, there are instructions that are
-    none, other numbers of code units for caches behind them, or another one than each function begins with.
-
-    Args:
-        code: what this Python made of the instructions, in which it has reset what it takes for caches.
-        content: the instructions as they came.
+    Read by another version, there are instructions that are none, other numbers of code units for caches behind them,
+    or another one than each function begins with.
     """
-    try:
-        instructions = list(dis.get_instructions(code))
-    except Exception:  # what an instruction refers to is not there
-        return True
-    if sys.version_info >= (3, 11) and all(instruction.opname != "RESUME" for instruction in instructions):
-        return True
-    ends = [instruction.offset for instruction in instructions[1:]] + [len(content)]
-    return any(
-        instruction.opname == "CACHE"
-        or instruction.opname.startswith("<")
-        or instruction.opcode != content[instruction.offset]
-        or any(content[instruction.offset + 2 : end : 2])
-        for instruction, end in zip(instructions, ends, strict=True)
-    )
+    if _CACHES is None:
+        return False
+    position, seen = 0, set()
+    while position < len(content):
+        operation = content[position]
+        end = position + 2 + 2 * _CACHES.get(operation, 0)
+        if operation not in _OPERATIONS or end > len(content) or any(content[position + 2 : end : 2]):
+            return True
+        seen.add(operation)
+        position = end
+    return "RESUME" in opcode.opmap and opcode.opmap["RESUME"] not in seen
+
+
+def _cache_sizes() -> dict[int, int] | None:
+    """By instruction: how many code units for caches are behind it. None: this version of Python does not tell."""
+    if sys.version_info < (3, 11):
+        return {}
+    entries: Any = getattr(opcode, "_inline_cache_entries", None)
+    if isinstance(entries, dict):  # by name, since Python 3.13
+        return {opcode.opmap[name]: size for name, size in entries.items() if name in opcode.opmap}
+    return dict(enumerate(entries)) if entries else None
+
+
+_CACHES = _cache_sizes()
+_OPERATIONS = {number for name, number in opcode.opmap.items() if name != "CACHE"}
