@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -23,8 +24,11 @@ from etl_server.cli import app
 from etl_server.cli.ais import transform
 from etl_server.control import Job
 from etl_server.control.models import JobProgress
+from etl_server.payload import Meta
 
 from ..control.fake_cluster import FakeCluster, cut
+from ..helpers import ServerProcess
+from ..raw_client import RawClient
 
 NAME = "thumbnails"
 UPPER = """
@@ -71,10 +75,25 @@ def test_init_starts_the_class_and_says_when_it_runs(cluster: FakeCluster, upper
     assert (done.returncode, done.stdout) == (0, f"{NAME} is running, as job etl-{NAME}\n"), done.stderr
     assert done.stderr.splitlines() == [f"{NAME}: Initializing", f"{NAME}: Running"]
     spec = cluster.etls[NAME].spec
-    payload = {variable["name"]: variable["value"] for variable in spec["runtime"]["env"]}["ETL_CLASS_PAYLOAD"]
+    environment = {variable["name"]: variable["value"] for variable in spec["runtime"]["env"]}
+    payload = environment["ETL_CLASS_PAYLOAD"]
     assert deserialize_class(payload).__name__ == "Upper"
+    Meta.parse(environment["ETL_CLASS_META"]).check(base64.b64decode(payload))
     assert spec["runtime"]["image"] == "registry/etl:1"
     assert spec["runtime"]["command"] == ["python", "-m", "etl_server.bootstrap"]
+
+
+async def test_what_init_sends_is_what_a_pod_serves(cluster: FakeCluster, upper: Path) -> None:
+    assert ais(cluster, "init", NAME, upper, "--workers", "1", "--env", "ETL_HOST=127.0.0.1").returncode == 0
+    upper.unlink()
+    runtime = cluster.etls[NAME].spec["runtime"]
+    environment = {variable["name"]: variable["value"] for variable in runtime["env"]}
+    python, *arguments = runtime["command"]
+    assert python == "python"
+    with ServerProcess(*arguments, environment={"ETL_PORT": "0", **environment}).wait_until_listening() as server:
+        async with RawClient(server.port) as client:
+            await client.send(b"PUT /bucket/name HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+            assert (await client.answer()).body == b"HELLO"
 
 
 def test_init_passes_its_options_on(cluster: FakeCluster, upper: Path) -> None:

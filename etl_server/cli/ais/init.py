@@ -56,7 +56,7 @@ def init(
     """
     from ...config import Settings
     from ...loading import load_class
-    from ...payload import serialize_class
+    from ...payload import pack_class
     from ...wire.etl_spec import build_etl_spec, class_environment, parse_communication, parse_duration
 
     check_name(name)
@@ -64,12 +64,13 @@ def init(
     checked("--init-timeout", init_timeout, parse_duration)
     checked("--object-timeout", object_timeout, parse_duration)
     extra = dict(checked("--env", text, _variable) for text in env or ())
-    image = image or Settings.load().image
+    settings = Settings.load()
     with connect(url) as client:
-        payload = serialize_class(load_class(spec))
+        packed = pack_class(load_class(spec), settings.payload_key.get_secret_value())
         with usage_errors():
             environment = class_environment(
-                payload,
+                packed.text,
+                packed.meta.text(),
                 packages=package or (),
                 os_packages=os_package or (),
                 workers=workers,
@@ -78,7 +79,7 @@ def init(
             )
             message = build_etl_spec(
                 name,
-                image,
+                image or settings.image,
                 environment,
                 communication=communication,
                 direct_put=direct_put,
