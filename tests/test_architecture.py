@@ -90,6 +90,8 @@ def test_control_shares_the_clients_of_targets_and_nothing_else_of_the_runtime(f
         "etl_server.runtime.clients",
         *(f"etl_server.runtime.clients.{each}" for each in vars(clients)),
     }
+
+
 @pytest.mark.parametrize("file", files_of("storage"))
 def test_storage_knows_no_http_server_and_nothing_above_it(file: Path) -> None:
     names = imports(file)
