@@ -213,6 +213,12 @@ def check_endpoint(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def cache_directory() -> Path:
+    """Where this user's programs keep what they can do without: `XDG_CACHE_HOME`, or `~/.cache`; in it, our part."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "etl-server"
+
+
 def available_cpus() -> int:
     """The CPUs that this process may use: its affinity, bounded by the cgroup's quota (v2 or v1), at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,6 +24,7 @@ ETLError                        500
 │   └── JobFailedError          … a job was aborted, or some of its objects failed
 ├── ConfigError                 no answer: the server does not start
 ├── ClassLoadError              no answer: the user's class cannot be found
+├── JobError                    no answer: a job cannot start
 ├── PayloadError                no answer: a serialized class cannot be loaded
 └── InstallError                no answer: what the class needs cannot be installed
 """
@@ -231,6 +232,10 @@ class ConfigError(ETLError):
 
 class ClassLoadError(ETLError):
     """The user's class cannot be found or loaded."""
+
+
+class JobError(ETLError):
+    """A job cannot start, or cannot go on. The text is one line."""
 
 
 class PayloadError(ETLError):

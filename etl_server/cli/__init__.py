@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from ..errors import ClassLoadError, ClusterError, ConfigError, PayloadError, UpstreamUnreachableError
-from . import ais, dev, serve, ship
+from ..errors import ClassLoadError, ClusterError, ConfigError, JobError, PayloadError, UpstreamUnreachableError
+from . import ais, dev, serve, ship, transform
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -23,6 +23,7 @@ app.command("serve")(serve.serve)
 app.command("dev")(dev.dev)
 app.command("ship")(ship.ship)
 app.add_typer(ais.app)
+app.command("transform")(transform.transform)
 
 
 @app.callback()
@@ -34,7 +35,7 @@ def main() -> None:
     """Run the command. Exits with 0 done, 1 some objects failed, 2 wrong usage."""
     try:
         app()
-    except (ClassLoadError, ConfigError, PayloadError) as error:
+    except (ClassLoadError, ConfigError, JobError, PayloadError) as error:
         print(f"etl-server: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except (ClusterError, UpstreamUnreachableError) as error:

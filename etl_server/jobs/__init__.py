@@ -1,0 +1,1 @@
+"""A whole bucket through a transform: plan, ledger, engines, report."""

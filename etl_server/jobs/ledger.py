@@ -1,0 +1,353 @@
+"""What has become of every object of a job, in an SQLite file that outlives the run.
+
+The plan of a run is a temporary table beside it, so that a million objects are compared without being held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from ..config import cache_directory
+from ..errors import JobError
+
+SCHEMA_VERSION = 1
+PAGE = 1000
+"""Rows that are read, or written, in one go."""
+HANDOVER = 10.0
+"""Seconds that the processes of a run which was killed may need to end."""
+
+_SCHEMA = """
+CREATE TABLE about (source TEXT NOT NULL, sink TEXT NOT NULL, run INTEGER NOT NULL);
+CREATE TABLE objects (
+    output TEXT PRIMARY KEY,      -- the output's name by plan
+    source TEXT NOT NULL,
+    source_id TEXT NOT NULL,      -- what the source was
+    fingerprint TEXT NOT NULL,    -- what the transform was
+    stored TEXT,                  -- the name of the output that was last written
+    stored_id TEXT,               -- what that is
+    status TEXT NOT NULL,         -- done, failed
+    error TEXT NOT NULL,
+    bytes_in INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    finished REAL NOT NULL,       -- Unix seconds
+    run INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+_PLAN = """
+CREATE TEMP TABLE plan (
+    id INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, output TEXT NOT NULL, size INTEGER NOT NULL,
+    source_id TEXT NOT NULL, selected INTEGER NOT NULL, due INTEGER NOT NULL DEFAULT 0
+);
+CREATE TEMP TABLE present (name TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Task(NamedTuple):
+    """An object that is to be transformed."""
+
+    id: int
+    source: str
+    output: str
+    size: int
+    """Bytes of the source."""
+
+
+class Outcome(NamedTuple):
+    """What came of a task."""
+
+    id: int
+    error: str = ""
+    """Empty: it is done."""
+    stored: str = ""
+    """The name that the output has in the sink."""
+    stored_id: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    store_failed: bool = False
+    """It is the store that failed, not the object."""
+
+
+class Planned(NamedTuple):
+    """An object of the source, as the plan has it."""
+
+    source: str
+    output: str
+    size: int
+    source_id: str
+    selected: bool
+
+
+class Totals(NamedTuple):
+    """Numbers of a plan."""
+
+    objects: int = 0
+    bytes: int = 0
+
+
+class Row(NamedTuple):
+    """One object in a report. `status`: done, skipped, failed, or pending where the run ended before it."""
+
+    source: str
+    output: str
+    status: str
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    error: str
+
+
+def default_path(source: str, sink: str) -> Path:
+    """Where the ledger of jobs from `source` to `sink` is kept."""
+    key = hashlib.sha256(f"{source}\n{sink}".encode()).hexdigest()[:16]
+    return cache_directory() / "jobs" / f"{key}.sqlite"
+
+
+class Ledger:
+    """The ledger of the jobs from one source to one sink. A context manager; used by one thread."""
+
+    def __init__(self, path: Path | None, source: str, sink: str) -> None:
+        """`path`: None for a ledger that is forgotten.
+
+        Raises:
+            JobError: another run uses it, or it is the ledger of another source and sink.
+        """
+        self._lock = -1
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        try:
+            self._prepare(path, source, sink)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise JobError(f"--ledger {path}: expected a ledger of etl-server: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, path: Path | None, source: str, sink: str) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise JobError(f"--ledger {path}: its version is {version}, expected {SCHEMA_VERSION}")
+        about = self._db.execute("SELECT source, sink, run FROM about").fetchone()
+        if about is None:
+            about = (source, sink, 0)
+            self._db.execute("INSERT INTO about VALUES (?, ?, 0)", (source, sink))
+        if about[:2] != (source, sink):
+            raise JobError(f"--ledger {path}: it is of {about[0]} to {about[1]}, expected {source} to {sink}")
+        self.run = about[2] + 1
+        self._db.execute("UPDATE about SET run = ?", (self.run,))
+        self._db.executescript(_PLAN)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def lock(self) -> int:
+        """A descriptor that holds the ledger for whoever has it open, -1 if there is none. Workers inherit it."""
+        return self._lock
+
+    # Planning
+
+    def plan(self, objects: Iterable[Planned]) -> None:
+        """Take up the objects of the source. One that comes twice counts once."""
+        insert = "INSERT OR IGNORE INTO plan (source, output, size, source_id, selected) VALUES (?, ?, ?, ?, ?)"
+        with self._transaction():
+            self._db.executemany(insert, objects)
+
+    def note_present(self, outputs: Iterable[tuple[str, str]]) -> None:
+        """Take up what is in the sink: names, and what they are."""
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO present VALUES (?, ?)", outputs)
+
+    def collisions(self, most: int) -> list[tuple[str, str, str]]:
+        """Outputs that several sources would write, with two of them."""
+        self._db.execute("CREATE INDEX temp.by_output ON plan (output, selected)")
+        return self._db.execute(
+            "SELECT output, min(source), max(source) FROM plan WHERE selected"
+            " GROUP BY output HAVING count(*) > 1 ORDER BY output LIMIT ?",
+            (most,),
+        ).fetchall()
+
+    def outputs(self) -> Iterator[str]:
+        """The planned names of all outputs."""
+        return (name for (name,) in self._db.execute("SELECT output FROM plan WHERE selected"))
+
+    def choose(self, fingerprint: str, *, force: bool = False, only_failed: bool = False) -> Totals:
+        """Mark what is to be done: what is new, changed, failed before, or missing in the sink. Returns how much."""
+        valid = (
+            "o.status = 'done' AND o.source = plan.source AND o.source_id = plan.source_id AND o.fingerprint = ?"
+            " AND EXISTS (SELECT 1 FROM present p WHERE p.name = o.stored AND p.id = o.stored_id)"
+        )
+        due = f"NOT EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND {valid})"  # noqa: S608
+        arguments = [fingerprint]
+        if only_failed:
+            due = "EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND o.status = 'failed')"
+            arguments = []
+        elif force:
+            due, arguments = "1", []
+        with self._transaction():
+            self._db.execute(f"UPDATE plan SET due = 1 WHERE selected AND {due}", arguments)  # noqa: S608
+        return self._totals("due")
+
+    def selected(self) -> Totals:
+        """How much of the source is selected."""
+        return self._totals("selected")
+
+    def listed(self) -> Totals:
+        """How much there is in the source."""
+        return self._totals("1")
+
+    def _totals(self, condition: str) -> Totals:
+        query = f"SELECT count(*), coalesce(sum(size), 0) FROM plan WHERE {condition}"  # noqa: S608
+        return Totals(*self._db.execute(query).fetchone())
+
+    def due(self) -> Iterator[Task]:
+        """What is to be done, in the order of the plan."""
+        last = 0
+        query = "SELECT id, source, output, size FROM plan WHERE due AND id > ? ORDER BY id LIMIT ?"
+        while page := self._db.execute(query, (last, PAGE)).fetchall():
+            yield from map(Task._make, page)
+            last = page[-1][0]
+
+    def orphans(self, prefix: str) -> list[tuple[str, str]]:
+        """Planned and stored names of outputs whose source, of those with that prefix, is gone."""
+        return self._db.execute(
+            "SELECT output, stored FROM objects o WHERE substr(source, 1, ?) = ?"
+            " AND NOT EXISTS (SELECT 1 FROM plan WHERE plan.source = o.source)",
+            (len(prefix), prefix),
+        ).fetchall()
+
+    def is_needed(self, stored: str, output: str) -> bool:
+        """Whether another object than the one planned as `output` has its content under the name `stored`."""
+        query = "SELECT 1 FROM objects WHERE stored = ? AND output != ? LIMIT 1"
+        return self._db.execute(query, (stored, output)).fetchone() is not None
+
+    def forget(self, output: str) -> None:
+        """The output is no more."""
+        self._db.execute("DELETE FROM objects WHERE output = ?", (output,))
+
+    # Working
+
+    def record(self, outcomes: Iterable[Outcome], fingerprint: str) -> None:
+        """Save what came of tasks. Of one that failed, the output that it had before stays known."""
+        now = time.time()
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO objects SELECT output, source, source_id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM plan"
+                " WHERE id = ? ON CONFLICT (output) DO UPDATE SET source = excluded.source,"
+                " source_id = excluded.source_id, fingerprint = excluded.fingerprint,"
+                " stored = coalesce(excluded.stored, stored), stored_id = coalesce(excluded.stored_id, stored_id),"
+                " status = excluded.status, error = excluded.error, bytes_in = excluded.bytes_in,"
+                " bytes_out = excluded.bytes_out, seconds = excluded.seconds, finished = excluded.finished,"
+                " run = excluded.run",
+                [
+                    (
+                        fingerprint,
+                        outcome.stored or None,
+                        outcome.stored_id or None,
+                        "failed" if outcome.error else "done",
+                        outcome.error,
+                        outcome.bytes_in,
+                        outcome.bytes_out,
+                        outcome.seconds,
+                        now,
+                        self.run,
+                        outcome.id,
+                    )
+                    for outcome in outcomes
+                ],
+            )
+
+    def source_of(self, task_id: int) -> str:
+        """The name of a task's object."""
+        name: str = self._db.execute("SELECT source FROM plan WHERE id = ?", (task_id,)).fetchone()[0]
+        return name
+
+    def rows(self) -> Iterator[Row]:
+        """What has become of every selected object, sorted by name."""
+        query = (
+            "SELECT p.source, coalesce(o.stored, p.output), CASE WHEN o.run = ? AND p.due THEN o.status"
+            " WHEN p.due THEN 'pending' ELSE 'skipped' END, coalesce(o.bytes_in, 0), coalesce(o.bytes_out, 0),"
+            " coalesce(o.seconds, 0), CASE WHEN o.run = ? THEN o.error ELSE '' END"
+            " FROM plan p LEFT JOIN objects o ON o.output = p.output WHERE p.selected ORDER BY p.source"
+        )
+        return map(Row._make, self._db.execute(query, (self.run, self.run)))
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + HANDOVER
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode().strip()
+            # Its workers may outlive a run that was killed for a moment, and still write outputs.
+            if _lives(owner) or time.monotonic() > deadline:
+                os.close(descriptor)
+                raise JobError(f"--ledger {path}: another run uses it (process {owner or 'unknown'})") from None
+            time.sleep(0.05)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            return descriptor
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    try:
+        # A process that was killed and that nobody has waited for yet
+        return ") Z" not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True

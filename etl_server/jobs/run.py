@@ -1,0 +1,266 @@
+"""A job from its plan to its end."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ..config import Settings
+from ..errors import JobError, ObjectStoreError
+from ..loading import load_class
+from ..payload import local_modules
+from ..server import ETLServer
+from ..storage import ObjectStore, open_store
+from .engines import Busy, Engine
+from .engines.local import LocalEngine
+from .fingerprint import fingerprint
+from .ledger import Ledger, Outcome, Task, Totals, default_path
+from .naming import Naming, Selection
+from .plan import check_apart, note_outputs, plan_objects
+from .worker import WorkerConfig, file_identity
+
+SAVE_INTERVAL = 0.5
+"""Seconds for which outcomes wait to be saved."""
+SAVE_COUNT = 5000
+"""Outcomes that are saved at once without waiting."""
+POLL = 0.1
+"""Seconds between two looks at what the user wants."""
+LOST_STORE = 50
+"""Objects in a row for which a store has to fail in order to count as lost."""
+FAILURES_KEPT = 10
+"""Failures that are told at the end."""
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What a job is to do. The options of `etl-server transform`, by the same names."""
+
+    spec: str
+    source: str
+    sink: str | None
+    selection: Selection = field(default_factory=Selection)
+    names: Iterable[str] | None = None
+    """The objects, in place of all that the source lists."""
+    naming: Naming = field(default_factory=Naming)
+    etl_args: str = ""
+    ledger: Path | None = None
+    force: bool = False
+    only_failed: bool = False
+    sync: bool = False
+    inspect: bool = False
+    dry_run: bool = False
+    max_failures: int | None = None
+    workers: int = 1
+    object_timeout: float | None = None
+
+
+@dataclass
+class Summary:
+    """What a job has done so far."""
+
+    listed: Totals = field(default_factory=Totals)
+    selected: Totals = field(default_factory=Totals)
+    due: Totals = field(default_factory=Totals)
+    deleted: int = 0
+    done: int = 0
+    failed: int = 0
+    bytes_read: int = 0
+    """Bytes of the sources that are through."""
+    bytes_written: int = 0
+    seconds: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """The first objects that failed, and why."""
+    stopped: str = ""
+    """Why it ended before its end; empty: it did not."""
+
+    @property
+    def skipped(self) -> int:
+        """Objects that were done already and are still valid."""
+        return self.selected.objects - self.due.objects
+
+    @property
+    def pending(self) -> int:
+        """Objects that the job did not come to."""
+        return self.due.objects - self.done - self.failed
+
+
+class Observer(Protocol):
+    """Who is told how a job goes."""
+
+    def planned(self, summary: Summary, first: list[Task], orphans: list[str]) -> None:
+        """It is known what is to be done; nothing is done yet."""
+
+    def progress(self, summary: Summary, busy: Callable[[], list[Busy]]) -> None:
+        """Some time has passed."""
+
+    def failed(self, name: str, error: str) -> None:
+        """An object has failed."""
+
+
+class Job:
+    """One run of a job."""
+
+    def __init__(self, options: JobOptions, settings: Settings) -> None:
+        self._options = options
+        self._settings = settings
+        self._interrupts = 0
+        self._names: dict[int, str] = {}
+        self.summary = Summary()
+        self.first: list[Task] = []
+        """The first tasks of the plan."""
+        self.orphans: list[str] = []
+        """Outputs whose source is gone, as far as they are to be deleted."""
+
+    def name_of(self, task_id: int) -> str:
+        """The name of an object that is being worked on."""
+        return self._names.get(task_id, "")
+
+    def interrupt(self) -> None:
+        """Stop: the first time, finish what is begun; the second time, do not."""
+        self._interrupts += 1
+
+    def run(self, observer: Observer, report: Callable[[Ledger], None]) -> Summary:
+        """Do the job. `report` is called with the ledger when all is over, whatever happened.
+
+        Raises:
+            ConfigError, ClassLoadError, JobError, PayloadError: it cannot start.
+        """
+        options = self._options
+        cls = load_class(options.spec)
+        context = (options.naming.router, options.naming.prepend if options.naming.router != "name" else "")
+        code = fingerprint(cls, self._settings, options.etl_args, *context)
+        sink_uri = options.sink or ""
+        path = options.ledger or default_path(options.source, sink_uri)
+        forgotten = options.inspect or (options.dry_run and not path.exists())
+        with open_store(options.source) as source, Ledger(None if forgotten else path, options.source, sink_uri) as led:
+            self._plan(led, source, code)
+            orphans = led.orphans(options.selection.prefix) if options.sync else []
+            self.first = list(itertools.islice(led.due(), FAILURES_KEPT))
+            self.orphans = [stored for _, stored in orphans if stored]
+            observer.planned(self.summary, self.first, self.orphans)
+            if options.dry_run:
+                return self.summary
+            if orphans:
+                self._delete(led, orphans)
+            try:
+                if self.summary.due.objects:
+                    self._work(cls, led, code, observer)
+            finally:
+                report(led)
+        return self.summary
+
+    def _plan(self, ledger: Ledger, source: ObjectStore, code: str) -> None:
+        options = self._options
+        try:
+            plan_objects(ledger, source, options.selection, options.naming, options.names)
+            if options.sink is not None and not options.inspect:
+                check_apart(options.source, options.sink, ledger, options.selection)
+                with open_store(options.sink) as sink:
+                    note_outputs(ledger, sink, options.naming)
+        except (OSError, ObjectStoreError) as error:
+            raise JobError(f"{options.source} cannot be planned: {error}") from error
+        self.summary.listed = ledger.listed()
+        self.summary.selected = ledger.selected()
+        if options.sync and not self.summary.listed.objects:
+            raise JobError(f"--sync: {options.source} has no object at all; expected one that is there")
+        force = options.force or options.inspect
+        self.summary.due = ledger.choose(code, force=force, only_failed=options.only_failed)
+
+    def _delete(self, ledger: Ledger, orphans: list[tuple[str, str]]) -> None:
+        """Remove the outputs whose source is gone."""
+        with open_store(self._options.sink or "") as sink:
+            for output, stored in orphans:
+                if stored and not ledger.is_needed(stored, output):
+                    sink.delete_object(stored)
+                    self.summary.deleted += 1
+                ledger.forget(output)
+
+    def _work(self, cls: type[ETLServer], ledger: Ledger, code: str, observer: Observer) -> None:
+        started = time.monotonic()
+        engine = self._engine(cls, ledger)
+        try:
+            for outcomes in self._outcomes(engine, ledger.due(), observer):
+                ledger.record(outcomes, code)
+                self.summary.seconds = time.monotonic() - started
+        finally:
+            engine.close()
+            self.summary.seconds = time.monotonic() - started
+
+    def _engine(self, cls: type[ETLServer], ledger: Ledger) -> Engine:
+        options = self._options
+        workers = max(1, min(options.workers, self.summary.due.objects))
+        modules = (sys.modules.get(name) for name in local_modules(cls))
+        files = [file for module in modules if (file := getattr(module, "__file__", None))]
+        config = WorkerConfig(
+            functools.partial(make_server, options.spec),
+            options.source,
+            None if options.inspect else options.sink,
+            options.naming,
+            options.etl_args,
+            self._settings.max_memory // workers,
+            {file: file_identity(file) for file in files},
+        )
+        return LocalEngine(config, self._settings, workers, options.object_timeout, ledger.lock)
+
+    def _outcomes(self, engine: Engine, tasks: Iterator[Task], observer: Observer) -> Iterator[list[Outcome]]:
+        """What comes of the tasks, in portions that are worth saving."""
+        names = self._names
+        unsaved: list[Outcome] = []
+        saved = time.monotonic()
+        in_a_row = 0
+        stopping = exhausted = False
+        while True:
+            if not stopping and not exhausted and (room := engine.room()):
+                batch = list(itertools.islice(tasks, room))
+                exhausted = len(batch) < room
+                names.update((task.id, task.source) for task in batch)
+                engine.submit(batch)
+            for outcome in engine.poll(POLL):
+                unsaved.append(outcome)
+                self._count(outcome, names.pop(outcome.id), observer)
+                in_a_row = in_a_row + 1 if outcome.store_failed else 0
+            observer.progress(self.summary, engine.busy)
+            if not stopping and (reason := self._reason_to_stop(in_a_row)):
+                self.summary.stopped = reason
+                stopping = True
+                engine.stop()
+            over = (stopping or exhausted) and not engine.in_flight
+            if over or self._interrupts > 1 or len(unsaved) >= SAVE_COUNT or time.monotonic() - saved > SAVE_INTERVAL:
+                yield unsaved
+                unsaved = []
+                saved = time.monotonic()
+            if over or self._interrupts > 1:
+                return
+
+    def _count(self, outcome: Outcome, name: str, observer: Observer) -> None:
+        summary = self.summary
+        summary.bytes_read += outcome.bytes_in
+        summary.bytes_written += outcome.bytes_out
+        if not outcome.error:
+            summary.done += 1
+            return
+        summary.failed += 1
+        if len(summary.failures) < FAILURES_KEPT:
+            summary.failures.append((name, outcome.error))
+        observer.failed(name, outcome.error)
+
+    def _reason_to_stop(self, in_a_row: int) -> str:
+        most = self._options.max_failures
+        if self._interrupts:
+            return "interrupted"
+        if most is not None and self.summary.failed >= most:
+            return "a failure, and --fail-fast" if most == 1 else f"--max-failures={most} are reached"
+        if in_a_row >= LOST_STORE:
+            return f"a store is lost: {self.summary.failures[-1][1] if self.summary.failures else ''}"
+        return ""
+
+
+def make_server(spec: str) -> ETLServer:
+    """An instance of the class that `spec` names, in a worker process."""
+    return load_class(spec)()

@@ -1,0 +1,303 @@
+"""The way of one object in a job: read, transform, write."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from ..config import Settings
+from ..errors import ETLError, ObjectStoreTransientError, TransformError
+from ..runtime.execute import Executor, transform_error
+from ..runtime.flow import AsyncReader, Batch, BatchStream, buffered
+from ..runtime.threads import WorkerThreads
+from ..server import ETLServer
+from ..storage import ObjectInfo, ObjectStore, open_store
+from .ledger import Outcome, Task
+from .naming import Naming
+from .plan import identity
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+PIECE = 256 * 1024
+"""Bytes that an async reader takes at a time."""
+STREAM_MEMORY = 32 * 1024 * 1024
+"""Bytes that an object takes up while it streams, at the most: parts on their way to a store."""
+LONGEST_ERROR = 1000
+"""Characters of an error that are kept."""
+
+Mark = Callable[[float], None]
+"""Told since when the transform is running, and with 0 that it is not."""
+
+
+class Transfer:
+    """What a worker does to objects. Made on the event loop; `run` is called in any thread but the loop's."""
+
+    def __init__(
+        self, server: ETLServer, source_uri: str, sink_uri: str | None, naming: Naming, etl_args: str, budget: Budget
+    ) -> None:
+        """`sink_uri`: None throws the outputs away."""
+        self.server = server
+        self._settings: Settings = server.settings
+        self._source: ObjectStore = open_store(source_uri)
+        self._sink = None if sink_uri is None else open_store(sink_uri)
+        self._naming = naming
+        self._etl_args = etl_args
+        self._budget = budget
+        self._loop = asyncio.get_running_loop()
+        self._executor = Executor(server, WorkerThreads())
+        self._executor.timeout = None  # a job ends what hangs from outside
+        # What has to be on the event loop goes through the executor, as in a server; all else needs no detour.
+        self._direct = not server.streams and not self._executor.is_async and server.execution != "inline"
+        limit = server.max_concurrency
+        self._slots = threading.BoundedSemaphore(limit) if limit and self._direct else None
+
+    def close(self) -> None:
+        """Close the stores."""
+        self._source.close()
+        if self._sink is not None:
+            self._sink.close()
+
+    def run(self, task: Task, mark: Mark) -> Outcome:
+        """Do all of a task. Whatever goes wrong is in what it returns."""
+        need = STREAM_MEMORY if self.server.streams else 2 * task.size
+        started = time.perf_counter()
+        self._budget.take(need)
+        try:
+            outcome = self._stream(task, mark) if self.server.streams else self._whole(task, mark)
+            return outcome._replace(seconds=time.perf_counter() - started)
+        except BaseException as error:
+            seconds = time.perf_counter() - started
+            return Outcome(
+                task.id, self._told(error), bytes_in=task.size, seconds=seconds, store_failed=is_store_failure(error)
+            )
+        finally:
+            self._budget.give_back(need)
+
+    def _whole(self, task: Task, mark: Mark) -> Outcome:
+        with self._source.open_object(task.source) as stream:
+            data = stream.read()
+        if self._direct:
+            result = self._transform(data, task.source, mark)
+        else:
+            mark(time.monotonic())
+            result = self._on_loop(self._executor.transform(data, task.source, self._etl_args))
+        mark(0)
+        stored, stored_id = self._put(task, result, len(result))
+        return Outcome(task.id, "", stored, stored_id, len(data), len(result))
+
+    def _transform(self, data: bytes, name: str, mark: Mark) -> bytes:
+        if self._slots is not None:
+            self._slots.acquire()
+        mark(time.monotonic())
+        try:
+            result: Any = self.server.transform(data, name, self._etl_args)
+            if hasattr(result, "__await__"):
+                result = self._on_loop(_finish(result))
+        except BaseException as error:
+            raise transform_error(error) from error
+        finally:
+            if self._slots is not None:
+                self._slots.release()
+        if not isinstance(result, (bytes, bytearray, memoryview)):
+            raise TransformError(f"transform() returned {type(result).__name__}, expected bytes")
+        return bytes(result)
+
+    def _stream(self, task: Task, mark: Mark) -> Outcome:
+        source = StoreSource(lambda: self._source.open_object(task.source))
+        written = 0
+
+        def pieces() -> Iterator[bytes]:
+            nonlocal written
+            stream: bytes | BatchStream | None = None
+            try:
+                mark(time.monotonic())
+                stream = self._on_loop(self._executor.stream(source, task.source, self._etl_args))
+                batches = iter(([stream],)) if isinstance(stream, bytes) else self._batches(stream, mark)
+                for batch in batches:
+                    mark(0)
+                    for piece in batch:
+                        written += len(piece)
+                        yield piece
+            finally:
+                mark(0)
+                if isinstance(stream, BatchStream):
+                    self._on_loop(stream.aclose())
+                source.close()
+
+        stored, stored_id = self._put(task, pieces(), None)
+        return Outcome(task.id, "", stored, stored_id, source.bytes_read, written)
+
+    def _batches(self, stream: BatchStream, mark: Mark) -> Iterator[Batch]:
+        while True:
+            mark(time.monotonic())
+            batch = self._on_loop(_next(stream))
+            if batch is None:
+                return
+            yield batch
+
+    def _put(self, task: Task, content: bytes | Iterator[bytes], size: int | None) -> tuple[str, str]:
+        """The name and the identity of the output that was written."""
+        name = task.output
+        if self._sink is None:
+            if not isinstance(content, bytes):
+                for _ in content:
+                    pass
+            return name, ""
+        if self._naming.router == "content-hash":
+            if not isinstance(content, bytes):
+                content = b"".join(content)
+            name = self._naming.hashed(name, hashlib.sha256(content).hexdigest())
+        info: ObjectInfo = self._sink.put_object(name, content, content_type=self._mime_type())
+        return name, identity(info)
+
+    def _mime_type(self) -> str:
+        try:
+            return self.server.get_mime_type()
+        except Exception as error:
+            raise TransformError(f"get_mime_type(): {error}") from error
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _told(self, error: BaseException) -> str:
+        text = error.detail if isinstance(error, ETLError) else f"{type(error).__name__}: {error}"
+        raised = error.__cause__ if isinstance(error, TransformError) else None
+        frames = traceback.extract_tb(raised.__traceback__) if raised is not None else []
+        own = [frame for frame in frames if "/etl_server/" not in frame.filename]
+        if own:
+            text += f" ({own[-1].filename.rpartition('/')[2]}:{own[-1].lineno})"
+        text = " ".join(self._settings.redact(text).split()) or type(error).__name__
+        return text.encode(errors="backslashreplace").decode()[:LONGEST_ERROR]
+
+
+def is_store_failure(error: BaseException) -> bool:
+    """Whether it is a store that failed, so that other objects are likely to fail as well."""
+    return isinstance(error, ObjectStoreTransientError) or (isinstance(error, OSError) and error.errno in _STORE_ERRORS)
+
+
+_STORE_ERRORS = {28, 30, 122, 5}
+"""ENOSPC, EROFS, EDQUOT, EIO."""
+
+
+class Budget:
+    """The bytes that the objects of one process may take up. What is larger than all of it goes alone."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes."""
+        self._limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait for room."""
+        with self._changed:
+            while self._used and self._used + size > self._limit:
+                self._changed.wait()
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        """It is free again."""
+        with self._changed:
+            self._used -= size
+            self._changed.notify_all()
+
+
+class StoreSource:
+    """An object of a store, to be streamed."""
+
+    repeatable = True
+    whole = None
+
+    def __init__(self, open_object: Callable[[], BinaryIO]) -> None:
+        self._open_object = open_object
+        self._reader: _Reader | None = None
+        self._async_reader: AsyncReader | None = None
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._reader.failure if self._reader is not None else None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that the transform has taken."""
+        return self._reader.count if self._reader is not None else 0
+
+    async def read(self) -> bytes:
+        return await asyncio.to_thread(lambda: self._open().read())
+
+    def opener(self) -> Callable[[], BinaryIO]:
+        return self._open
+
+    async def async_reader(self) -> AsyncReader:
+        opened = await asyncio.to_thread(self._open)
+
+        async def receive() -> Batch:
+            piece = await asyncio.to_thread(opened.read1, PIECE)
+            return [piece] if piece else []
+
+        self._async_reader = AsyncReader(receive)
+        return self._async_reader
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cut()
+
+    def _open(self) -> io.BufferedReader:
+        self._reader = reader = _Reader(self._open_object())
+        return buffered(reader)
+
+
+class _Reader(io.RawIOBase):
+    """A store's stream that counts what is read, and remembers that reading failed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lock = threading.Lock()
+        self.count = 0
+        self.failure: BaseException | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            with self._lock:
+                piece = self._stream.read(len(view))
+        except BaseException as error:
+            self.failure = error
+            raise
+        view[: len(piece)] = piece
+        self.count += len(piece)
+        return len(piece)
+
+    def cut(self) -> None:
+        """Nobody reads any more."""
+        with self._lock:
+            self._stream.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.cut()
+        super().close()
+
+
+async def _finish(work: Awaitable[T]) -> T:
+    return await work
+
+
+async def _next(stream: BatchStream) -> Batch | None:
+    try:
+        return await stream.__anext__()
+    except StopAsyncIteration:
+        return None

@@ -1,0 +1,126 @@
+"""Objects that fail, in every way that a transform can, and jobs that go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Bench
+
+
+def test_a_bad_object_fails_alone_and_the_last_lines_say_how_to_go_on(bench: Bench) -> None:
+    bench.fill(a="one", b="bad", c="three")
+    done = bench.run()
+    assert done.returncode == 1
+    assert bench.outputs == {"a": "ONE", "c": "THREE"}
+    total, failure, again = done.stdout.splitlines()[-3:]
+    assert total.startswith("2 done, 0 skipped, 1 failed")
+    assert failure == "  b: Processing error: this one is bad (upper.py:8)"
+    assert again.startswith("to try them again: etl-server transform")
+    assert again.endswith("--only-failed")
+
+
+@pytest.mark.parametrize(("content", "reason"), [("segfault", "was killed by SIGSEGV"), ("exit", "exit code 7")])
+def test_an_object_that_kills_its_process_fails_alone_after_a_second_try(
+    bench: Bench, content: str, reason: str
+) -> None:
+    bench.fill(**{f"ok{number}": f"fine {number}" for number in range(40)}, killer=content)
+    done = bench.run("--json")
+    assert done.returncode == 1
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = [event for event in events if event["event"] == "failed"]
+    assert [event["source"] for event in failed] == ["killer"]
+    assert reason in failed[0]["error"]
+    assert failed[0]["error"].endswith("twice")
+    assert bench.outputs == {f"ok{number}": f"FINE {number}" for number in range(40)}
+
+
+def test_an_object_that_its_process_died_of_once_succeeds_alone(bench: Bench, tmp_path: Path) -> None:
+    bench.fill(**{f"ok{number}": "fine" for number in range(10)}, unlucky=f"once {tmp_path / 'marker'}")
+    assert bench.events()["done"] == 11
+    assert len(bench.outputs) == 11
+
+
+def test_a_transform_that_hangs_is_ended(bench: Bench) -> None:
+    bench.fill(**{f"ok{number}": "fine" for number in range(10)}, stuck="hang")
+    done = bench.run("--object-timeout", "0.5")
+    assert done.returncode == 1
+    assert "  stuck: no result within --object-timeout=0.5" in done.stdout
+    assert len(bench.outputs) == 10
+
+
+def test_max_failures_stops_the_job(bench: Bench) -> None:
+    bench.fill(**{f"{number:03}": "bad" for number in range(300)})
+    end = bench.events("--max-failures", "3", code=1)
+    assert end["stopped"] == "--max-failures=3 are reached"
+    assert end["pending"] > 0
+    assert bench.events("--fail-fast", code=1)["stopped"] == "a failure, and --fail-fast"
+
+
+def test_a_setup_that_fails_ends_the_job(bench: Bench) -> None:
+    bench.fill(a="one")
+    bench.spec.write_text(
+        "from etl_server import ETLServer\n\nclass Broken(ETLServer):\n"
+        "    def setup(self):\n        raise RuntimeError('no model')\n"
+        "    def transform(self, data, path, etl_args):\n        return data\n"
+    )
+    done = bench.run()
+    assert done.returncode == 2
+    assert "etl-server: the transform cannot be set up: RuntimeError: no model" in done.stderr
+
+
+def test_the_report_has_a_row_an_object(bench: Bench, tmp_path: Path) -> None:
+    bench.fill(a="one")
+    bench.run()
+    bench.fill(b="bad", c="three")
+    bench.run("--report", str(tmp_path / "report.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert [(row["source"], row["output"], row["status"]) for row in rows] == [
+        ("a", "a", "skipped"),
+        ("b", "b", "failed"),
+        ("c", "c", "done"),
+    ]
+    assert (rows[2]["bytes_in"], rows[2]["bytes_out"]) == (5, 5)
+    bench.run("--report", str(tmp_path / "report.csv"))
+    with (tmp_path / "report.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["skipped", "failed", "skipped"]
+
+
+def test_ctrl_c_finishes_what_is_begun_and_says_how_to_go_on(bench: Bench) -> None:
+    bench.fill(**{f"{number:03}": f"slow {number}" for number in range(60)})
+    process = subprocess.Popen(bench.command(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    _wait_for_an_output(bench)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped (interrupted)" in out.splitlines()[-1]
+    made = len(bench.outputs)
+    assert 0 < made < 60
+    assert bench.events()["skipped"] == made
+    assert bench.outputs == {f"{number:03}": f"SLOW {number}" for number in range(60)}
+
+
+def test_a_second_ctrl_c_stops_at_once(bench: Bench) -> None:
+    bench.fill(a="one", z="hang")
+    process = subprocess.Popen(bench.command(), stdout=subprocess.PIPE, text=True)
+    _wait_for_an_output(bench)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def _wait_for_an_output(bench: Bench) -> None:
+    deadline = time.monotonic() + 30
+    while not bench.sink.is_dir() or not bench.outputs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
