@@ -41,20 +41,21 @@ def fingerprint(cls: type[ETLServer], settings: Settings, etl_args: str, *contex
         PayloadError: something that the class uses cannot be pickled; the text names it.
     """
     influential = [(name, getattr(settings, name)) for name in INFLUENTIAL]
-    nodes = _Unpickler(base64.b64decode(serialize_class(cls))).nodes
-    return _Digest().of([influential, etl_args, context, nodes])[:32]
+    code = _Unpickler(io.BytesIO(base64.b64decode(serialize_class(cls)))).load()
+    return _Digest().of([influential, etl_args, context, code])[:32]
 
 
 class _Node:
-    """Something that unpickling would have made: what makes it, of what, and what is put into it afterwards."""
+    """Something that unpickling would have made: what makes it, of what, and what is done to it afterwards."""
 
-    def __init__(self, log: list[Any], maker: object, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, maker: object, arguments: tuple[Any, ...]) -> None:
         self.parts: list[Any] = [maker, arguments]
-        self._log = log
-        log.append(self)
+        if arguments and isinstance(arguments[0], _Node):
+            # Maybe it is called for what it does to its first argument: so is the state of functions and classes set.
+            arguments[0].parts.append((maker, arguments[1:]))
 
     def __call__(self, *arguments: Any) -> _Node:
-        return _Node(self._log, self, arguments)
+        return _Node(self, arguments)
 
     def __setstate__(self, state: Any) -> None:
         self.parts.append(state)
@@ -72,25 +73,19 @@ class _Node:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nodes in place of whatever a pickle names; only code is made for real. `nodes`: in the order of making."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self._names: dict[tuple[str, str], Any] = {}
-        self.nodes: list[Any] = []
-        self.nodes.append(self.load())
+    """Makes nodes in place of whatever a pickle names; only code is made for real."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("cloudpickle.cloudpickle", "_builtin_type"):
-            return lambda kind: CodeType if kind == "CodeType" else _Node(self.nodes, name, (kind,))
-        return self._names.setdefault((module, name), _named(module, name, self.nodes))
+            return lambda kind: CodeType if kind == "CodeType" else _Node(name, (kind,))
+        return _named(module, name)
 
 
-def _named(module: str, name: str, log: list[Any]) -> type:
+def _named(module: str, name: str) -> type:
     """What stands for a class or a function of that name: a type, because some instructions of pickle insist on one."""
 
     def make(kind: type, *arguments: Any, **keywords: Any) -> _Node:
-        return _Node(log, kind, (*arguments, *sorted(keywords.items())))
+        return _Node(kind, (*arguments, *sorted(keywords.items())))
 
     return type(name, (), {"__new__": make, "stands_for": f"{module}.{name}"})
 

@@ -229,12 +229,12 @@ class Ledger:
         return Totals(*self._db.execute(query).fetchone())
 
     def due(self) -> Iterator[Task]:
-        """What is to be done, in the order of the plan."""
-        last = 0
-        query = "SELECT id, source, output, size FROM plan WHERE due AND id > ? ORDER BY id LIMIT ?"
+        """What is to be done, sorted by name."""
+        last = ""
+        query = "SELECT id, source, output, size FROM plan WHERE due AND source > ? ORDER BY source LIMIT ?"
         while page := self._db.execute(query, (last, PAGE)).fetchall():
             yield from map(Task._make, page)
-            last = page[-1][0]
+            last = page[-1][1]
 
     def orphans(self, prefix: str) -> list[tuple[str, str]]:
         """Planned and stored names of outputs whose source, of those with that prefix, is gone."""

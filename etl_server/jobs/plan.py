@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ..errors import JobError
 from ..storage import ObjectInfo, ObjectStore
 from .ledger import Ledger, Planned
-from .naming import Naming, Selection
+from .naming import Naming, Router, Selection
 
 COLLISIONS_SHOWN = 5
 LOOKUPS = 16
@@ -20,6 +20,11 @@ def identity(info: ObjectInfo) -> str:
     if info.etag is not None:
         return info.etag
     return f"{info.size} {info.modified.timestamp() if info.modified else ''}"
+
+
+def output_identity(info: ObjectInfo, router: Router) -> str:
+    """What an output is. One that is called after its content may be written by several sources, each time anew."""
+    return identity(info) if router == "name" else str(info.size)
 
 
 def plan_objects(
@@ -49,7 +54,9 @@ def plan_objects(
 def note_outputs(ledger: Ledger, sink: ObjectStore, naming: Naming) -> None:
     """Tell the ledger what is in the sink, so that an output which is gone or changed is made again."""
     try:
-        ledger.note_present((info.name, identity(info)) for info in sink.list_objects(naming.prepend))
+        ledger.note_present(
+            (info.name, output_identity(info, naming.router)) for info in sink.list_objects(naming.prepend)
+        )
     except FileNotFoundError:  # it comes into being with the first output
         return
 

@@ -163,6 +163,8 @@ class Job:
                 check_apart(options.source, options.sink, ledger, options.selection)
                 with open_store(options.sink) as sink:
                     note_outputs(ledger, sink, options.naming)
+        except UnicodeEncodeError as error:
+            raise JobError(f"{options.source}: expected names in UTF-8, not {error.object!a}") from None
         except (OSError, ObjectStoreError) as error:
             raise JobError(f"{options.source} cannot be planned: {error}") from error
         self.summary.listed = ledger.listed()

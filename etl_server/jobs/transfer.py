@@ -20,7 +20,7 @@ from ..server import ETLServer
 from ..storage import ObjectInfo, ObjectStore, open_store
 from .ledger import Outcome, Task
 from .naming import Naming
-from .plan import identity
+from .plan import output_identity
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +31,8 @@ PIECE = 256 * 1024
 """Bytes that an async reader takes at a time."""
 STREAM_MEMORY = 32 * 1024 * 1024
 """Bytes that an object takes up while it streams, at the most: parts on their way to a store."""
+LARGE = 4 * 1024 * 1024
+"""Bytes from which an output may be stored in parts."""
 LONGEST_ERROR = 1000
 """Characters of an error that are kept."""
 
@@ -157,7 +159,10 @@ class Transfer:
                 content = b"".join(content)
             name = self._naming.hashed(name, hashlib.sha256(content).hexdigest())
         info: ObjectInfo = self._sink.put_object(name, content, content_type=self._mime_type())
-        return name, identity(info)
+        if not isinstance(content, bytes) or len(content) > LARGE:
+            # Some servers call an object that came in parts by one etag then, and by another one ever after.
+            info = self._sink.stat_object(name)
+        return name, output_identity(info, self._naming.router)
 
     def _mime_type(self) -> str:
         try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +84,3 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ETL_WORKERS", "2")
     return Bench(tmp_path)
-
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ}

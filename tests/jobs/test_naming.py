@@ -1,0 +1,122 @@
+"""Names of outputs are those that AIStore's own bucket transform gives."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from etl_server.errors import ConfigError
+from etl_server.jobs.naming import Naming, Selection, parse_extensions
+
+from .conftest import Bench
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("a.jpg", "a.webp"),
+        ("a/b.c/d.jpg", "a/b.c/d.webp"),
+        ("a.png", "a.png"),
+        ("jpg", "jpg"),
+        ("a.JPG", "a.JPG"),
+        (".jpg", ".webp"),
+        ("a.jpg/b", "a.jpg/b"),
+        ("a.jpg.jpg", "a.jpg.webp"),
+        ("ünïcode #1?.jpg", "ünïcode #1?.webp"),
+    ],
+)
+def test_a_mapped_extension_is_replaced_and_others_stay(source: str, output: str) -> None:
+    assert Naming({"jpg": "webp"}).output(source) == output
+    assert Naming({"jpg": "webp"}, "thumbs-").output(source) == "thumbs-" + output
+
+
+def test_extensions_are_given_as_pairs() -> None:
+    assert parse_extensions(["jpg:webp", ".png:.avif", "{a:b,c:d}"]) == {
+        "jpg": "webp",
+        "png": "avif",
+        "a": "b",
+        "c": "d",
+    }
+
+
+@pytest.mark.parametrize("pair", ["jpg", "jpg:", ":webp", "a:b:c"])
+def test_what_is_no_pair_is_refused(pair: str) -> None:
+    with pytest.raises(ConfigError, match="--ext"):
+        parse_extensions([pair])
+    with pytest.raises(ConfigError, match="mapped to b"):
+        parse_extensions(["a:b", "a:c"])
+
+
+def test_globs_and_a_prefix_select() -> None:
+    selection = Selection("raw/", ["*.jpg", "*.png"], ["*/tmp/*"])
+    assert selection.takes("raw/x/y.jpg")
+    assert not selection.takes("raw/tmp/y.jpg")
+    assert not selection.takes("raw/y.txt")
+    assert not selection.takes("done/y.jpg")
+
+
+def test_two_sources_of_one_output_stop_the_job_before_it_starts(bench: Bench) -> None:
+    bench.put("a.jpg", "1")
+    bench.put("a.jpeg", "2")
+    done = bench.run("--ext", "jpeg:jpg")
+    assert done.returncode == 2
+    assert "a.jpeg and a.jpg would both be a.jpg" in done.stderr
+    assert not bench.sink.exists()
+
+
+def test_an_output_that_would_be_a_source_stops_the_job(bench: Bench) -> None:
+    bench.put("a.txt", "one")
+    bench.sink = bench.source
+    refused = bench.run()
+    assert refused.returncode == 2
+    assert (bench.source / "a.txt").read_text() == "one"
+    assert bench.events("--match", "*.txt", "--ext", "txt:up")["done"] == 1
+    assert bench.outputs == {"a.txt": "one", "a.up": "ONE"}
+    assert bench.events("--match", "*.txt", "--ext", "txt:up")["skipped"] == 1
+
+
+def test_outputs_are_named_by_their_content(bench: Bench) -> None:
+    bench.put("a.txt", "same")
+    bench.put("b.txt", "same")
+    bench.put("c.txt", "other")
+    assert bench.events("--router", "content-hash", "--prepend", "by-hash/")["done"] == 3
+    assert bench.outputs == {
+        f"by-hash/{hashlib.sha256(text.encode()).hexdigest()}.txt": text for text in ("SAME", "OTHER")
+    }
+    assert bench.events("--router", "content-hash", "--prepend", "by-hash/")["skipped"] == 3
+    (bench.source / "a.txt").unlink()
+    assert bench.events("--router", "content-hash", "--prepend", "by-hash/", "--sync")["deleted"] == 0
+    assert sorted(bench.outputs.values()) == ["OTHER", "SAME"]
+
+
+def test_a_list_names_the_objects(bench: Bench) -> None:
+    bench.fill(a="one", b="two")
+    done = bench.run("--list", "-", stdin="b\nb\nnot there\n")
+    assert done.returncode == 1
+    assert bench.outputs == {"b": "TWO"}
+    assert "  not there: FileNotFoundError" in done.stdout
+
+
+def test_odd_names_arrive(bench: Bench) -> None:
+    names = ["ünï/cöde", "100% #1?&=+", "a b", "-dash", "ends.", "日本語.txt"]
+    for name in names:
+        bench.put(name, "x")
+    assert bench.events()["done"] == len(names)
+    assert sorted(bench.outputs) == sorted(names)
+
+
+def test_a_dry_run_writes_nothing(bench: Bench) -> None:
+    bench.fill(a="one", b="three")
+    done = bench.run("--dry-run", "--prepend", "p-")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[:3] == ["2 objects, 8 bytes, would be transformed:", "  a -> p-a", "  b -> p-b"]
+    assert not bench.sink.exists()
+    assert not bench.ledger.exists()
+
+
+def test_an_inspection_transforms_and_keeps_nothing(bench: Bench) -> None:
+    bench.fill(a="one", b="bad")
+    assert bench.events("--inspect", code=1)["failed"] == 1
+    assert not bench.sink.exists()
+    assert not bench.ledger.exists()
