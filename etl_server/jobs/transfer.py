@@ -236,6 +236,9 @@ class StoreSource:
         """Bytes that the transform has taken."""
         return self._reader.count if self._reader is not None else 0
 
+    def read_now(self) -> bytes | None:
+        return self.whole
+
     async def read(self) -> bytes:
         return await asyncio.to_thread(lambda: self._open().read())
 
