@@ -103,16 +103,18 @@ async def test_objects_of_the_source_are_transformed(
 
 
 @pytest.mark.parametrize("cls", ALL_TOLD)
-@pytest.mark.parametrize("name", ["a", "a/b c/d", "ä%2F+?#.txt", "/a", "a//b", "../a"])
 async def test_the_transform_is_told_the_name_within_the_store(
-    serve: Serve, uri: str, store: ObjectStore, cls: type[ETLServer], name: str
+    serve: Serve, uri: str, store: ObjectStore, cls: type[ETLServer]
 ) -> None:
-    if uri.startswith("s3") and name in ("/a", "a//b", "../a"):
-        pytest.skip("rclone's server cleans such keys")
-    store.put_object(name, b"12345")
     live = serve(cls, source=uri)
-    path = "/" + "".join(f"%{byte:02x}" for byte in name.encode())
-    assert json.loads((await get(live, f"{path}?etl_args=x")).body) == [5, name, "x"]
+    names = ["a", "a/b c/d", "ä%2F+?#.txt"]
+    if uri.startswith("file"):
+        names += ["/a", "a//b", "../a"]  # rclone's server cleans such keys
+    for name in names:
+        store.put_object(name, b"12345")
+        path = "".join(f"%{byte:02x}" for byte in name.encode())
+        assert json.loads((await get(live, f"/{path}?etl_args=x")).body) == [5, name, "x"]
+        store.delete_object(name)
 
 
 @pytest.mark.parametrize("cls", ALL_UPPER)
@@ -234,9 +236,12 @@ async def test_a_range_behind_the_end_is_416(serve: Serve, uri: str, store: Obje
 
 
 @pytest.mark.parametrize("cls", ALL_UPPER)
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_what_is_no_single_range_is_answered_by_the_whole(
+    serve: Serve, folder: Path, cls: type[ETLServer]
+) -> None:
+    (folder / "a").write_bytes(b"hello world")
+    live = serve(cls, source=str(folder))
+    for headers in (
         ["Range: bytes=0-1,4-5"],
         ["Range: bytes=5-4"],
         ["Range: bytes=-"],
@@ -245,15 +250,10 @@ async def test_a_range_behind_the_end_is_416(serve: Serve, uri: str, store: Obje
         ["Range: pages=0-1"],
         ["Range: bytes=1-2", 'If-Range: "abc"'],
         ["If-Range: Wed, 21 Oct 2015 07:28:00 GMT", "Range: bytes=1-2"],
-    ],
-)
-async def test_what_is_no_single_range_is_answered_by_the_whole(
-    serve: Serve, folder: Path, cls: type[ETLServer], headers: list[str]
-) -> None:
-    (folder / "a").write_bytes(b"hello world")
-    answer = await get(serve(cls, source=str(folder)), "/a", *headers)
-    assert (answer.status, answer.body) == (200, b"HELLO WORLD")
-    assert "content-range" not in answer.headers
+    ):
+        answer = await get(live, "/a", *headers)
+        assert (answer.status, answer.body) == (200, b"HELLO WORLD"), headers
+        assert "content-range" not in answer.headers
 
 
 class Fickle(ETLServer):
