@@ -71,6 +71,14 @@ def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ("ETL_IO_TIMEOUT", "12", "io_timeout", 12.0),
         ("ETL_OBJECT_TIMEOUT", "0.5", "object_timeout", 0.5),
         ("ETL_DRAIN_TIMEOUT", "0", "drain_timeout", 0.0),
+        ("ETL_IMAGE", "registry/image:1", "image", "registry/image:1"),
+        ("ETL_CLASS_PAYLOAD", "gASV", "class_payload", "gASV"),
+        ("ETL_CLASS_PAYLOAD_FILE", __file__, "class_payload_file", Path(__file__)),
+        ("ETL_CLASS_META", "{}", "class_meta", "{}"),
+        ("ETL_CLASS_META_FILE", __file__, "class_meta_file", Path(__file__)),
+        ("ETL_PAYLOAD_KEY", "k3y", "payload_key", "k3y"),
+        ("PACKAGES", "numpy[a,b]>=1.26, <3,pillow ,", "packages", ("numpy[a,b]>=1.26, <3", "pillow")),
+        ("OS_PACKAGES", "ffmpeg,sox", "os_packages", ("ffmpeg", "sox")),
     ],
 )
 def test_each_variable_sets_its_field(
@@ -179,6 +187,11 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("ETL_FQN_ROOTS", "/good:bad", "absolute directories"),
         ("ETL_CHECKSUM", "crc32", "'xxhash2', 'md5', 'crc32c', 'sha256' or 'sha512'"),
         ("ETL_WS_ERROR", "binary", "'close' or 'text'"),
+        ("ETL_CLASS_PAYLOAD_FILE", "/no/such/file", "a file that can be read"),
+        ("ETL_CLASS_META_FILE", "/", "a file that can be read"),
+        ("PACKAGES", "-r file", "names of packages"),
+        ("OS_PACKAGES", "a,--force", "names of packages"),
+        ("ETL_PAYLOAD_KEY", "", "a key"),
     ],
 )
 def test_a_bad_value_is_told_in_one_line_with_its_variable_and_what_was_expected(
@@ -210,11 +223,11 @@ def test_a_bad_argument_is_told_by_its_variable() -> None:
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = load(monkeypatch, AIS_TARGET_URL=TARGET, AIS_AUTHN_TOKEN="t0ken")
+    settings = load(monkeypatch, AIS_TARGET_URL=TARGET, AIS_AUTHN_TOKEN="t0ken", ETL_PAYLOAD_KEY="k3y")
     shown = f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
-    assert "s3cr3t" not in shown
-    assert "t0ken" not in shown
-    assert set(settings.secrets()) == {"s3cr3t", "t0ken"}
+    for secret in ("s3cr3t", "t0ken", "k3y"):
+        assert secret not in shown
+    assert set(settings.secrets()) == {"s3cr3t", "t0ken", "k3y"}
     assert settings.redact(f"GET {TARGET}/uname with t0ken") == f"GET {TARGET.replace('s3cr3t', '***')}/uname with ***"
 
 

@@ -105,10 +105,13 @@ def test_where_nothing_can_be_written_at_all_the_start_ends_with_one_line(
     assert "PACKAGES=tiny_dep: neither " in server.lines[-1]
 
 
+@needs_unprivileged
 def test_what_is_there_already_is_not_looked_for(environment: Environment, variables: dict[str, str]) -> None:
     index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": "http://127.0.0.1:9/none", "PIP_FIND_LINKS": ""}
     variables |= {"ETL_CLASS_PAYLOAD": PAYLOAD, "PACKAGES": "pytest,requests>=2", **index}
-    with ServerProcess.bootstrap(environment=variables, python=(environment.python,)) as server:
+    environment.packages.chmod(0o555)  # where pip on its own would fetch everything into another directory
+    python = (*UNPRIVILEGED[:-1], environment.python)
+    with ServerProcess.bootstrap(environment=variables, python=python) as server:
         assert server.put(b"a") == (200, b"a")
 
 

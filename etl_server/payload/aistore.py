@@ -125,8 +125,7 @@ class _Finder:
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         holder, _, module = name.rpartition(".")
         known = f"{PACKAGE}.".startswith(f"{name}.") or (holder == PACKAGE and module in SUBMODULES)
-        # Below a package that is installed, only what is installed is there.
-        if not known or (path is not None and list(path)):
+        if not known:
             return None
         return ModuleSpec(name, self, is_package=holder != PACKAGE)  # type: ignore[arg-type]
 
