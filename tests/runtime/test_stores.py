@@ -390,11 +390,11 @@ async def test_wrong_credentials_are_told(
 
 
 @pytest.mark.usefixtures("_no_waits")
-async def test_a_server_that_is_not_there_is_502(serve: Serve) -> None:
+async def test_a_server_that_is_not_there_is_503(serve: Serve) -> None:
     dead = "s3://bucket?endpoint_url=http://127.0.0.1:9"
     live = serve(Upper, source=dead, sink=dead)
-    assert (await get(live, "/a")).status == 502
-    assert (await put(live, "/a", b"x")).status == 502
+    assert (await get(live, "/a")).status == 503
+    assert (await put(live, "/a", b"x")).status == 503
 
 
 # PUT
