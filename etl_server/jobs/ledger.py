@@ -10,6 +10,7 @@ import hashlib
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,15 +18,22 @@ from typing import NamedTuple
 
 from ..config import cache_directory
 from ..errors import JobError
+from ..storage import Owner
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE = 1000
 """Rows that are read, or written, in one go."""
 HANDOVER = 10.0
 """Seconds that the processes of a run which was killed may need to end."""
 
 _SCHEMA = """
-CREATE TABLE about (source TEXT NOT NULL, sink TEXT NOT NULL, run INTEGER NOT NULL);
+CREATE TABLE about (
+    source TEXT NOT NULL,
+    sink TEXT NOT NULL,
+    run INTEGER NOT NULL,
+    id TEXT NOT NULL,             -- that of no other ledger
+    littered INTEGER NOT NULL     -- whether the sink may hold what is half-written
+);
 CREATE TABLE objects (
     output TEXT PRIMARY KEY,      -- the output's name by plan
     source TEXT NOT NULL,
@@ -144,13 +152,16 @@ class Ledger:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise JobError(f"--ledger {path}: its version is {version}, expected {SCHEMA_VERSION}")
-        about = self._db.execute("SELECT source, sink, run FROM about").fetchone()
+        about = self._db.execute("SELECT source, sink, run, id, littered FROM about").fetchone()
         if about is None:
-            about = (source, sink, 0)
-            self._db.execute("INSERT INTO about VALUES (?, ?, 0)", (source, sink))
+            about = (source, sink, 0, uuid.uuid4().hex[:16], 0)
+            self._db.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
         if about[:2] != (source, sink):
             raise JobError(f"--ledger {path}: it is of {about[0]} to {about[1]}, expected {source} to {sink}")
         self.run = about[2] + 1
+        self.owner = Owner(about[3], Path(f"{path}.uploads"))
+        """Whom what is half-written in the sink belongs to: this job, which has no other run while this one lasts."""
+        self._littered = bool(about[4])
         self._db.execute("UPDATE about SET run = ?", (self.run,))
         self._db.executescript(_PLAN)
 
@@ -172,6 +183,16 @@ class Ledger:
     def lock(self) -> int:
         """A descriptor that holds the ledger for whoever has it open, -1 if there is none. Workers inherit it."""
         return self._lock
+
+    @property
+    def littered(self) -> bool:
+        """Whether a run that was killed may have left something half-written in the sink."""
+        return self._littered
+
+    @littered.setter
+    def littered(self, littered: bool) -> None:
+        self._db.execute("UPDATE about SET littered = ?", (littered,))
+        self._littered = littered
 
     # Planning
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ LOST_STORE = 50
 """Objects in a row for which a store has to fail in order to count as lost."""
 FAILURES_KEPT = 10
 """Failures that are told at the end."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class Job:
             observer.planned(self.summary, self.first, self.orphans)
             if options.dry_run:
                 return self.summary
+            if led.littered:
+                self._clean(led)
             if orphans:
                 self._delete(led, orphans)
             try:
@@ -185,6 +190,7 @@ class Job:
 
     def _work(self, cls: type[ETLServer], ledger: Ledger, code: str, observer: Observer) -> None:
         started = time.monotonic()
+        ledger.littered = True
         engine = self._engine(cls, ledger)
         try:
             for outcomes in self._outcomes(engine, ledger.due(), observer):
@@ -193,6 +199,21 @@ class Job:
         finally:
             engine.close()
             self.summary.seconds = time.monotonic() - started
+            if engine.unclean or ledger.owner.journal.exists():
+                self._clean(ledger)
+            else:
+                ledger.littered = False
+
+    def _clean(self, ledger: Ledger) -> None:
+        """Remove what was left half-written, by workers that have all ended. It does no harm where that fails."""
+        if self._options.sink is not None and not self._options.inspect:
+            try:
+                with open_store(self._options.sink) as sink:
+                    sink.clean(ledger.owner)
+            except (OSError, ObjectStoreError) as error:
+                logger.warning("what is half-written stays until the next run: %s", error)
+                return
+        ledger.littered = False
 
     def _engine(self, cls: type[ETLServer], ledger: Ledger) -> Engine:
         options = self._options
@@ -207,6 +228,7 @@ class Job:
             options.etl_args,
             self._settings.max_memory // workers,
             {file: file_identity(file) for file in files},
+            ledger.owner,
         )
         return LocalEngine(config, self._settings, workers, options.object_timeout, ledger.lock)
 

@@ -17,7 +17,7 @@ from ..runtime.execute import Executor, transform_error
 from ..runtime.flow import AsyncReader, Batch, BatchStream, buffered
 from ..runtime.threads import WorkerThreads
 from ..server import ETLServer
-from ..storage import ObjectInfo, ObjectStore, open_store
+from ..storage import ObjectInfo, ObjectStore, Owner, Unsettled, open_store
 from .ledger import Outcome, Task
 from .naming import Naming
 from .plan import output_identity
@@ -44,13 +44,24 @@ class Transfer:
     """What a worker does to objects. Made on the event loop; `run` is called in any thread but the loop's."""
 
     def __init__(
-        self, server: ETLServer, source_uri: str, sink_uri: str | None, naming: Naming, etl_args: str, budget: Budget
+        self,
+        server: ETLServer,
+        source_uri: str,
+        sink_uri: str | None,
+        owner: Owner,
+        naming: Naming,
+        etl_args: str,
+        budget: Budget,
     ) -> None:
         """`sink_uri`: None throws the outputs away."""
         self.server = server
         self._settings: Settings = server.settings
         self._source: ObjectStore = open_store(source_uri)
         self._sink = None if sink_uri is None else open_store(sink_uri)
+        if self._sink is not None:
+            self._sink.claim(owner)
+        self._unsettled: dict[int, Unsettled] = {}
+        """Outputs by their tasks, before they are sure to last."""
         self._naming = naming
         self._etl_args = etl_args
         self._budget = budget
@@ -69,7 +80,7 @@ class Transfer:
             self._sink.close()
 
     def run(self, task: Task, mark: Mark) -> Outcome:
-        """Do all of a task. Whatever goes wrong is in what it returns."""
+        """Do all of a task but `settle`. Whatever goes wrong is in what it returns."""
         need = STREAM_MEMORY if self.server.streams else 2 * task.size
         started = time.perf_counter()
         self._budget.take(need)
@@ -84,9 +95,31 @@ class Transfer:
         finally:
             self._budget.give_back(need)
 
+    def settle(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """What came of tasks once their outputs are durable: before that, none counts as done."""
+        unsettled = [(index, self._unsettled.pop(each.id, None)) for index, each in enumerate(outcomes)]
+        waiting = [(index, each) for index, each in unsettled if each is not None]
+        if self._sink is None or not waiting:
+            return outcomes
+        try:
+            errors = self._sink.settle([each for _, each in waiting])
+        except Exception as error:
+            errors = [error] * len(waiting)
+        settled = list(outcomes)
+        for (index, _), failed in zip(waiting, errors, strict=True):
+            if failed is not None:
+                was = outcomes[index]
+                settled[index] = Outcome(
+                    was.id,
+                    self._told(failed),
+                    bytes_in=was.bytes_in,
+                    seconds=was.seconds,
+                    store_failed=is_store_failure(failed),
+                )
+        return settled
+
     def _whole(self, task: Task, mark: Mark) -> Outcome:
-        with self._source.open_object(task.source) as stream:
-            data = stream.read()
+        data = self._source.read_object(task.source)
         if self._direct:
             result = self._transform(data, task.source, mark)
         else:
@@ -158,8 +191,12 @@ class Transfer:
             if not isinstance(content, bytes):
                 content = b"".join(content)
             name = self._naming.hashed(name, hashlib.sha256(content).hexdigest())
-        info: ObjectInfo = self._sink.put_object(name, content, content_type=self._mime_type())
-        if not isinstance(content, bytes) or len(content) > LARGE:
+        if isinstance(content, bytes) and len(content) <= LARGE:
+            unsettled = self._sink.put_unsettled(name, content, content_type=self._mime_type())
+            self._unsettled[task.id] = unsettled
+            info: ObjectInfo = unsettled.info
+        else:
+            self._sink.put_object(name, content, content_type=self._mime_type())
             # Some servers call an object that came in parts by one etag then, and by another one ever after.
             info = self._sink.stat_object(name)
         return name, output_identity(info, self._naming.router)

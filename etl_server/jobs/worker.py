@@ -24,6 +24,7 @@ from ..config import Settings
 from ..runtime.logs import configure_logging
 from ..runtime.serve import SWITCH_INTERVAL
 from ..server import ETLServer
+from ..storage import Owner
 from .board import SLOTS, Board
 from .ledger import Outcome, Task
 from .naming import Naming
@@ -31,8 +32,6 @@ from .transfer import Budget, Transfer
 
 FLUSH_INTERVAL = 0.05
 """Seconds for which outcomes wait for others to be sent with."""
-FLUSH_COUNT = 64
-"""Outcomes that are sent at once without waiting."""
 ADAPT_INTERVAL = 0.1
 """Seconds between two looks at whether there are enough lanes."""
 BUSY = 0.85
@@ -56,6 +55,8 @@ class WorkerConfig(NamedTuple):
     """Bytes that its objects may take up."""
     files: dict[str, str]
     """Local files that the transform's code is in, and what they were when the job began."""
+    owner: Owner
+    """Whom the job's half-written outputs belong to."""
 
 
 class Ready(NamedTuple):
@@ -108,6 +109,8 @@ class _Worker:
         self._wanted = 1
         self._done = 0
         self._stopping = threading.Event()
+        self._sending = threading.Lock()
+        self._flush_now = threading.Event()
 
     async def run(self) -> None:
         config = self._config
@@ -117,17 +120,23 @@ class _Worker:
             if changed:
                 raise RuntimeError(f"{changed[0]} was changed while the job was running")
             transfer = Transfer(
-                server, config.source, config.sink, config.naming, config.etl_args, Budget(config.memory)
+                server,
+                config.source,
+                config.sink,
+                config.owner,
+                config.naming,
+                config.etl_args,
+                Budget(config.memory),
             )
             await _maybe_await(server.setup())
         except BaseException as error:
             reason = f"the transform cannot be set up: {type(error).__name__}: {error}"
             self._pipe.send(Refused(" ".join(self._settings.redact(reason).split())))
             return
+        self._transfer = transfer
         self._pipe.send(Ready())
         for task in (self._receive, self._flush_regularly, self._adapt):
             threading.Thread(target=task, daemon=True).start()
-        self._transfer = transfer
         self._grow()
         await asyncio.to_thread(self._wait_for_end)
         self._flush()
@@ -181,10 +190,9 @@ class _Worker:
             with self._lock:
                 self._outcomes.append(outcome)
                 self._done += 1
-                full = len(self._outcomes) >= FLUSH_COUNT
             board.release(slot)
-            if full or outcome.seconds > FLUSH_INTERVAL:
-                self._flush()
+            if outcome.seconds > FLUSH_INTERVAL:
+                self._flush_now.set()
             with self._lock:
                 if slot >= self._wanted and slot == self._lanes - 1:
                     self._lanes -= 1
@@ -196,15 +204,18 @@ class _Worker:
 
     def _flush_regularly(self) -> None:
         while True:
-            time.sleep(FLUSH_INTERVAL)
+            self._flush_now.wait(FLUSH_INTERVAL)
+            self._flush_now.clear()
             self._flush()
 
     def _flush(self) -> None:
-        # Sent within the lock, so that the last ones are on their way when the process ends.
-        with self._lock:
-            outcomes, self._outcomes = self._outcomes, []
+        """Settle and send outcomes, many at once, while the lanes go on."""
+        # Sent within a lock, so that the last ones are on their way when the process ends.
+        with self._sending:
+            with self._lock:
+                outcomes, self._outcomes = self._outcomes, []
             if outcomes:
-                self._pipe.send(Outcomes(outcomes, self._wanted))
+                self._pipe.send(Outcomes(self._transfer.settle(outcomes), self._wanted))
 
     def _adapt(self) -> None:
         rate_before = 0.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..errors import ObjectStoreError, ObjectStoreTransientError, RedirectError
     from .ais import AISObjectStore
-    from .base import ObjectInfo, ObjectStore
+    from .base import ObjectInfo, ObjectStore, Owner, Unsettled
     from .local import LocalObjectStore
     from .opening import open_store
     from .redirects import follow_redirects
@@ -25,6 +25,7 @@ __all__ = [
     "ObjectStore",
     "ObjectStoreError",
     "ObjectStoreTransientError",
+    "Owner",
     "RedirectError",
     "RetryPolicy",
     "S3ObjectStore",
@@ -32,6 +33,7 @@ __all__ = [
     "S3Router",
     "S3Storage",
     "Tags",
+    "Unsettled",
     "follow_redirects",
     "open_store",
     "simple_s3_router",
@@ -43,6 +45,8 @@ _HOMES = {
     "LocalObjectStore": ".local",
     "ObjectInfo": ".base",
     "ObjectStore": ".base",
+    "Owner": ".base",
+    "Unsettled": ".base",
     "ObjectStoreError": "..errors",
     "ObjectStoreTransientError": "..errors",
     "RedirectError": "..errors",

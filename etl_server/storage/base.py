@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,23 @@ class ObjectInfo(NamedTuple):
     """Text that differs for another content, as the store defines it; None where it does not tell."""
     modified: datetime | None
     """When it was last written, in UTC; None where the store does not tell."""
+
+
+class Owner(NamedTuple):
+    """Who writes, so that what it leaves behind when it is killed can be found: `ObjectStore.claim`, `clean`."""
+
+    id: str
+    """Hexadecimal digits that nobody else has."""
+    journal: Path
+    """A file for notes, which is only there while there is something to be noted."""
+
+
+class Unsettled(NamedTuple):
+    """An object that was handed over, and is to be settled."""
+
+    info: ObjectInfo
+    incoming: str = ""
+    """Where it waits; empty: it is settled."""
 
 
 class ObjectStore(ABC):
@@ -149,6 +166,29 @@ class ObjectStore(ABC):
         Readers see the old or the new object, never a part. An exception that comes out of the iterable is passed on,
         and leaves nothing behind.
         """
+
+    def read_object(self, object_name: str) -> bytes:
+        """All of an object at once.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with self.open_object(object_name) as stream:
+            return stream.read()
+
+    def put_unsettled(self, object_name: str, data: bytes, *, content_type: str | None = None) -> Unsettled:
+        """Like `put_object`, but the object may come into being, and is sure to last, only with `settle`."""
+        return Unsettled(self.put_object(object_name, data, content_type=content_type))
+
+    def settle(self, objects: Sequence[Unsettled]) -> list[Exception | None]:
+        """Make objects durable, many at once for the price of a few. Returns for each why it is not there, or None."""
+        return [None] * len(objects)
+
+    def claim(self, owner: Owner) -> None:  # noqa: B027 - not all leave something behind
+        """From now on the half-written objects of this store belong to `owner`."""
+
+    def clean(self, owner: Owner) -> None:  # noqa: B027 - as above
+        """Remove what the processes of `owner`, none of which is alive any more, have left half-written."""
 
     @abstractmethod
     def delete_object(self, object_name: str) -> None:

@@ -7,14 +7,15 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 from .object_paths import INCOMING, object_name, object_path
+from .syncing import sync_all
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -25,8 +26,11 @@ _UNSTORABLE = frozenset(
 )
 _NO_HARD_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_DIRECTORIES_KEPT = 64
 _RACES = 100
 """How often somebody else may remove an empty directory just before it is used."""
+
+T = TypeVar("T")
 
 
 class FileTree:
@@ -38,6 +42,9 @@ class FileTree:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self._inside = str(self.root).rstrip("/") + "/"
+        self._entered: dict[str, _Directory] = {}
+        self.owner = ""
+        """Part of the names of files that are not whole yet."""
 
     def path(self, name: str) -> Path:
         """The file that the object is, or would be.
@@ -104,6 +111,103 @@ class FileTree:
         with self._find(name) as descriptor:
             return Path(f"/proc/self/fd/{descriptor}").open("rb")
 
+    def read(self, name: str) -> bytes:
+        """All of the object at once. Raises what `open` raises."""
+        with self._find(name) as found:
+            descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
+        try:
+            # One byte more than there is, so that the second read is the end.
+            wanted = os.fstat(descriptor).st_size + 1
+            pieces = []
+            while piece := os.read(descriptor, wanted):
+                pieces.append(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            os.close(descriptor)
+
+    def write(self, name: str, data: Buffer) -> tuple[str, os.stat_result]:
+        """Write a file that becomes the object with `settle`. Returns its name in the object's directory.
+
+        Raises:
+            ValueError, ObjectStoreError: as `create` does.
+        """
+        incoming = _incoming_name(self.owner)
+
+        def create(directory: int, file: str) -> int:
+            return os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+
+        try:
+            descriptor = self._in_directory(name, create)
+            try:
+                rest = memoryview(data).cast("B")
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                return incoming, os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            self._drop(name, incoming)
+            raise
+
+    def settle(self, files: Sequence[tuple[str, str]]) -> list[Exception | None]:
+        """Make the files that `write` wrote last, and then make them the objects, many at once.
+
+        Args:
+            files: names of objects, and of their files.
+
+        Returns:
+            For each why it is not the object, or None. Nothing is left of one that is not.
+        """
+        errors: list[Exception | None] = [None] * len(files)
+        directories: dict[str, _Directory] = {}
+        placed: list[tuple[int, str, str, str]] = []
+        for index, (name, incoming) in enumerate(files):
+            parent, _, file = object_path(name).rpartition("/")
+            try:
+                if parent not in directories:
+                    directories[parent] = self._directory(parent)
+            except OSError as error:
+                errors[index] = error
+            else:
+                placed.append((index, parent, incoming, file))
+        outcomes = sync_all([(directories[parent].descriptor, incoming) for _, parent, incoming, _ in placed])
+        for (index, parent, incoming, file), failure in zip(placed, outcomes, strict=True):
+            try:
+                if failure is not None:
+                    raise failure
+                _rename(incoming, file, directories[parent].descriptor)
+            except OSError as error:
+                errors[index] = _unstorable(error, self.path(files[index][0]))
+        parents = list(directories)
+        lost = dict(zip(parents, sync_all([(directories[each].descriptor, ".") for each in parents]), strict=True))
+        for index, parent, _, _ in placed:
+            errors[index] = errors[index] or lost[parent]
+        for (name, incoming), failed in zip(files, errors, strict=True):
+            if failed is not None:
+                self._drop(name, incoming)
+        return errors
+
+    def remove_incoming(self, owner: str) -> None:
+        """Remove the files that are not whole of an owner none of whose processes is alive."""
+        begin = f"{INCOMING}-{owner}-"
+        if not self.root.is_dir():
+            return
+        for directory, below, files, descriptor in os.fwalk(self.root):
+            below[:] = [each for each in below if not each.startswith(INCOMING)]
+            begun = [file for file in files if file.startswith(begin)]
+            for file in begun:
+                os.unlink(file, dir_fd=descriptor)
+            if begun and directory != str(self.root):
+                self.prune(object_name(os.path.relpath(directory, self.root)) + "/x")
+
+    def _drop(self, name: str, incoming: str) -> None:
+        """Leave nothing of a file that does not become the object."""
+        try:
+            os.unlink(incoming, dir_fd=self._directory(object_path(name).rpartition("/")[0], create=False).descriptor)
+        except OSError:  # also where it has become the object
+            pass
+        self.prune(name)
+
     @contextmanager
     def create(self, name: str) -> Iterator[IncomingFile]:
         """Write an object, which there is not before `IncomingFile.commit`.
@@ -120,21 +224,39 @@ class FileTree:
             raise
 
     def _begin(self, name: str) -> IncomingFile:
-        *parents, file = object_path(name).split("/")
+        def begin(directory: int, file: str) -> IncomingFile:
+            own = os.dup(directory)
+            try:
+                return IncomingFile(own, file, self.path(name), self.owner)
+            except BaseException:
+                os.close(own)
+                raise
+
+        return self._in_directory(name, begin)
+
+    def _in_directory(self, name: str, make: Callable[[int, str], T]) -> T:
+        """What `make` makes of the descriptor of the object's directory, and of its file's name there."""
+        parent, _, file = object_path(name).rpartition("/")
         for _ in range(_RACES):
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                directory = self._enter(parents, create=True)
-                try:
-                    return IncomingFile(directory, file, self.path(name))
-                except BaseException:
-                    os.close(directory)
-                    raise
+                return make(self._directory(parent).descriptor, file)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise _unstorable(error, self.path(name)) from None
         raise ObjectStoreTransientError(f"{self.path(name)}: its directory is removed again and again")
+
+    def _directory(self, parent: str, *, create: bool = True) -> _Directory:
+        """A directory for writing, which stays open as long as it is in use."""
+        directory = self._entered.get(parent)
+        if directory is None or not directory.is_there():
+            if create:
+                self.root.mkdir(parents=True, exist_ok=True)
+            directory = _Directory(self._enter(parent.split("/") if parent else [], create=create))
+            if len(self._entered) >= _DIRECTORIES_KEPT:
+                self._entered.clear()
+            self._entered[parent] = directory
+        return directory
 
     def delete(self, name: str) -> None:
         """Remove the object, and the directories that are empty without it. Does nothing if there is no such object.
@@ -218,20 +340,36 @@ class FileTree:
         return path.startswith(self._inside)
 
 
+class _Directory:
+    """An open directory, and where it was then. It is closed when nobody refers to it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._path = _path_of(descriptor)
+
+    def is_there(self) -> bool:
+        """Whether it was neither moved nor removed."""
+        return _path_of(self.descriptor) == self._path
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class IncomingFile:
     """A file on its way to its goal. As a context manager it leaves nothing behind unless it was committed.
 
     It is written under another name beside its goal.
     """
 
-    def __init__(self, directory: int, name: str, path: Path) -> None:
+    def __init__(self, directory: int, name: str, path: Path, owner: str = "") -> None:
         """
         Args:
             directory: descriptor of the goal's directory, which is closed with this.
             name: the goal's name in it.
             path: the goal's path, for messages.
+            owner: part of the name that it has until it is whole.
         """
-        self._incoming = f"{INCOMING}-{uuid.uuid4().hex}"
+        self._incoming = _incoming_name(owner)
         self._directory = directory
         self._name = name
         self._path = path
@@ -296,7 +434,7 @@ class IncomingFile:
         os.fsync(self._file.fileno())
         try:
             if replace:
-                self._rename()
+                _rename(self._incoming, self._name, self._directory)
             else:
                 self._link()
         except FileExistsError:
@@ -305,13 +443,6 @@ class IncomingFile:
             raise _unstorable(error, self._path) from None
         os.fsync(self._directory)
         return os.fstat(self._file.fileno())
-
-    def _rename(self) -> None:
-        try:
-            os.rename(self._incoming, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except IsADirectoryError:
-            os.rmdir(self._name, dir_fd=self._directory)  # where it is empty, there is no object below it
-            os.rename(self._incoming, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _link(self) -> None:
         """Like `_rename`, where there is nothing yet."""
@@ -327,7 +458,7 @@ class IncomingFile:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             self.check_absent()
-            self._rename()
+            _rename(self._incoming, self._name, self._directory)
 
 
 class FileSlice(io.RawIOBase):
@@ -372,6 +503,19 @@ class FileSlice(io.RawIOBase):
         if self._owned and not self.closed:
             self._file.close()
         super().close()
+
+
+def _incoming_name(owner: str) -> str:
+    return f"{INCOMING}-{owner}-{uuid.uuid4().hex}" if owner else f"{INCOMING}-{uuid.uuid4().hex}"
+
+
+def _rename(incoming: str, file: str, directory: int) -> None:
+    """Put a file of a directory in the place of what may be there."""
+    try:
+        os.rename(incoming, file, src_dir_fd=directory, dst_dir_fd=directory)
+    except IsADirectoryError:
+        os.rmdir(file, dir_fd=directory)  # where it is empty, there is no object below it
+        os.rename(incoming, file, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _path_of(descriptor: int) -> str:

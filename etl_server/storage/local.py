@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
 from ..wire.names import encode_object_path
-from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
+from .base import (
+    COPY_SIZE,
+    Callback,
+    ObjectInfo,
+    ObjectStore,
+    Owner,
+    Progress,
+    Unsettled,
+    check_name,
+    check_range,
+)
 from .files import FileSlice, FileTree
 
 
@@ -78,17 +88,35 @@ class LocalObjectStore(ObjectStore):
                 incoming.write(piece)
             return _info(object_name, incoming.commit())
 
+    def read_object(self, object_name: str) -> bytes:
+        with self._missing_by_uri(object_name):
+            return self._tree.read(object_name)
+
+    def put_unsettled(self, object_name: str, data: bytes, *, content_type: str | None = None) -> Unsettled:
+        check_name(object_name)
+        incoming, status = self._tree.write(object_name, data)
+        return Unsettled(_info(object_name, status), incoming)
+
+    def settle(self, objects: Sequence[Unsettled]) -> list[Exception | None]:
+        return self._tree.settle([(each.info.name, each.incoming) for each in objects])
+
+    def claim(self, owner: Owner) -> None:
+        self._tree.owner = owner.id
+
+    def clean(self, owner: Owner) -> None:
+        self._tree.remove_incoming(owner.id)
+
     def delete_object(self, object_name: str) -> None:
         check_name(object_name)
         self._tree.delete(object_name)
 
     @contextmanager
     def _missing_by_uri(self, object_name: str) -> Iterator[None]:
-        uri = self.get_uri(object_name)
+        check_name(object_name)
         try:
             yield
         except FileNotFoundError as error:
-            raise FileNotFoundError(error.errno, error.strerror, uri) from None
+            raise FileNotFoundError(error.errno, error.strerror, self.get_uri(object_name)) from None
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:

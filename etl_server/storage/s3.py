@@ -18,13 +18,14 @@ from botocore.config import Config
 
 from ..errors import ObjectStoreError
 from ..wire.names import encode_object_path
-from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
+from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Owner, Progress, check_name, check_range
 from .files import FileSlice, IncomingFile
 from .multipart import PART_SIZE, cut, part_size_of
 from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
-from .s3_errors import RangeNotThereError, translated
+from .s3_errors import RangeNotThereError, UploadNotThereError, translated
+from .uploads import UploadJournal
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -82,6 +83,7 @@ class S3ObjectStore(ObjectStore):
         self.stream_memory = part_size * (_STREAM_WINDOW + 2)
         self._policy = policy or RetryPolicy()
         self._threads = ThreadPoolExecutor(_THREADS, "s3")
+        self._journal: UploadJournal | None = None
 
     def get_uri(self, object_name: str) -> str:
         check_name(object_name)
@@ -171,6 +173,15 @@ class S3ObjectStore(ObjectStore):
             if error.filename != self.get_uri(object_name):
                 raise
 
+    def claim(self, owner: Owner) -> None:
+        self._journal = UploadJournal(owner.journal)
+
+    def clean(self, owner: Owner) -> None:
+        journal = UploadJournal(owner.journal)
+        for key, upload in journal.open_uploads():
+            self._end(key.removeprefix(self._prefix), upload)
+        journal.remove()
+
     def close(self) -> None:
         """Close the connections and end the threads."""
         self._threads.shutdown()
@@ -215,6 +226,8 @@ class S3ObjectStore(ObjectStore):
             return part.size, answer["ETag"]
 
         try:
+            if self._journal is not None:
+                self._journal.begun(self._prefix + object_name, upload)
             sent = self._in_parallel((partial(send, number, part) for number, part in enumerate(parts, 1)), at_once)
             listed: Any = [{"PartNumber": number, "ETag": etag} for number, (_, etag) in enumerate(sent, 1)]
             answer = self._ask(
@@ -226,18 +239,27 @@ class S3ObjectStore(ObjectStore):
         except BaseException:
             self._abort(object_name, upload)
             raise
+        if self._journal is not None:
+            self._journal.ended(upload)
         return ObjectInfo(object_name, sum(size for size, _ in sent), _etag(answer.get("ETag")), None)
 
     def _abort(self, object_name: str, upload: str) -> None:
+        try:
+            self._end(object_name, upload)
+            if self._journal is not None:
+                self._journal.ended(upload)
+        except Exception as error:
+            logger.warning("%s: upload %s could not be aborted: %s", self.get_uri(object_name), upload, error)
+
+    def _end(self, object_name: str, upload: str) -> None:
+        """Abort an upload, unless it has ended."""
         try:
             self._ask(
                 object_name,
                 lambda key: self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload),
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, UploadNotThereError):
             pass
-        except Exception as error:
-            logger.warning("%s: upload %s could not be aborted: %s", self.get_uri(object_name), upload, error)
 
     # Reading
 

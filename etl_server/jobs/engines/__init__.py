@@ -19,6 +19,9 @@ class Busy(NamedTuple):
 class Engine(ABC):
     """Does tasks somewhere else. Used by one thread. A task that is submitted has one outcome, unless it is stopped."""
 
+    unclean = False
+    """A worker did not end in peace, and may have left something half-written."""
+
     @abstractmethod
     def room(self) -> int:
         """How many more tasks it can use now."""

@@ -28,7 +28,7 @@ FIRST_TASKS = 4
 """Tasks that a worker is given before it is known how long they take."""
 AHEAD = 0.3
 """Seconds of work that a worker has before it."""
-MOST_TASKS = 1024
+MOST_TASKS = 4096
 """Tasks that a worker has at once, at the most."""
 MOST_NAMES = 64 * 1024
 """Characters of names that a worker has at once: they fit into the socket, so that sending never waits."""
@@ -124,6 +124,7 @@ class LocalEngine(Engine):
     def _bury(self, worker: _Worker, overdue: int = 0) -> None:
         """A worker has died: by itself, or because its transform of the task `overdue` took too long."""
         self._workers.remove(worker)
+        self.unclean = True
         how, begun = worker.end()
         if not worker.ready and not worker.stopped:
             self._false_starts += 1
@@ -180,6 +181,7 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         peaceful = not self.in_flight
+        self.unclean = self.unclean or not peaceful
         for worker in self._workers:
             if peaceful:
                 worker.stop()
@@ -206,7 +208,6 @@ class _Worker:
         self._lanes = 1
         self._rate = 0.0
         """Outcomes a second."""
-        self._received = time.monotonic()
         ours, theirs = socket.socketpair()
         board = Board.create()
         code = "import sys; from etl_server.jobs.worker import main; main(*map(int, sys.argv[1:]))"
@@ -233,8 +234,6 @@ class _Worker:
         return max(0, most - len(self.tasks))
 
     def give(self, tasks: list[Task]) -> None:
-        if not self.tasks:
-            self._received = time.monotonic()
         self.tasks.update((task.id, task) for task in tasks)
         self._names += sum(len(task.source) + len(task.output) for task in tasks)
         # A dead one is found out by the end of what it sends.
@@ -243,10 +242,10 @@ class _Worker:
 
     def take(self, message: Outcomes) -> list[Outcome]:
         """Outcomes have come."""
-        now = time.monotonic()
-        rate = len(message.outcomes) / max(now - self._received, 0.001)
+        # By how long the work took, not by how long ago the last message came: outcomes wait for being durable.
+        seconds = sum(outcome.seconds for outcome in message.outcomes) / message.lanes
+        rate = len(message.outcomes) / max(seconds, 0.0001)
         self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
-        self._received = now
         self._lanes = message.lanes
         known = []
         for outcome in message.outcomes:

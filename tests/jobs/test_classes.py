@@ -1,0 +1,73 @@
+"""Every kind of class, and every kind of name."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from .conftest import Bench
+
+ASYNC = """
+    async def transform(self, data, path, etl_args):
+        await asyncio.sleep(0)
+        return upper(data)
+"""
+STREAM = """
+    def transform_stream(self, reader, path, etl_args):
+        while piece := reader.read(1000):
+            yield upper(piece)
+"""
+ASYNC_STREAM = """
+    async def transform_stream(self, reader, path, etl_args):
+        async for piece in reader:
+            await asyncio.sleep(0)
+            yield upper(piece)
+"""
+INLINE = """
+    execution = "inline"
+
+    def transform(self, data, path, etl_args):
+        return upper(data)
+"""
+COMMON = """
+import asyncio
+from etl_server import ETLServer
+
+def upper(data):
+    if data.startswith(b"bad"):
+        raise ValueError("this one is bad")
+    return data.upper()
+
+class Upper(ETLServer):
+"""
+
+
+@pytest.mark.parametrize(
+    "body", [ASYNC, STREAM, ASYNC_STREAM, INLINE], ids=["async", "stream", "async stream", "inline"]
+)
+def test_a_class_of_any_kind_does_a_job(bench: Bench, body: str) -> None:
+    bench.spec.write_text(COMMON + body)
+    objects = {f"dir/{number}": f"object {number} " * number * 100 for number in range(20)}
+    bench.fill(bad="bad", **objects)
+    end = bench.events(code=1)
+    assert (end["done"], end["failed"]) == (20, 1)
+    assert bench.outputs == {name: content.upper() for name, content in objects.items()}
+    assert "  bad: Processing error: this one is bad (upper.py:7)" in bench.run().stdout.splitlines()
+
+
+def test_odd_names_are_kept(bench: Bench) -> None:
+    names = ["new\nline", "-dash", "ünï", "sp ace/#?%41", "quo'te\"", "tab\t.txt", "[red]x"]
+    for name in names:
+        bench.put(name, "content")
+    assert bench.events()["done"] == len(names)
+    assert bench.outputs == dict.fromkeys(names, "CONTENT")
+
+
+def test_a_name_that_is_not_utf_8_stops_the_job_before_it_starts(bench: Bench) -> None:
+    bench.fill(a="one")
+    (bench.source / os.fsdecode(b"caf\xe9")).write_text("two")
+    done = bench.run()
+    assert done.returncode == 2
+    assert f"etl-server: {bench.source}: expected names in UTF-8, not 'caf\\udce9'" in done.stderr
+    assert not bench.sink.exists()
