@@ -19,6 +19,8 @@ THREAD_HIGH_WATER = 4 * HIGH_WATER
 """The same, where the consumer is a thread: to stop and go costs more there."""
 THREAD_LOW_WATER = HIGH_WATER
 READ_BUFFER = 64 * 1024
+SMALL = 64 * 1024
+"""Bytes up to which what is sent is copied behind its head, to leave in one piece."""
 LARGE = 64 * 1024
 """Bytes from which a body of known length is read into its own place."""
 

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..errors import ClientDisconnectedError
 from .eager import start_eagerly
 from .exchange import WEBSOCKET, Answer
-from .flow import BatchStream, Inflow, ReadBuffer
+from .flow import SMALL, BatchStream, Inflow, ReadBuffer
 from .worker import already
 from .ws import upgrade
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .app import ETLApp
     from .worker import Handler
 
-SMALL = 64 * 1024
-"""Bytes up to which a body is copied behind its head, to leave in one piece."""
 LONGEST_HEAD = 128 * 1024
 """Bytes of a request's head; a longer one is refused with 431."""
 HEAD_TIMEOUT = 30.0

@@ -20,14 +20,12 @@ import httptools
 from ..config import Settings
 from ..errors import UpstreamRefusedError, UpstreamUnreachableError
 from .clients import CONNECT_TIMEOUT, ssl_context
-from .flow import Batch, Inflow, ReadBuffer
+from .flow import SMALL, Batch, Inflow, ReadBuffer
 
 Headers = Sequence[tuple[str, str]]
 
 FRESH = 1.0
 """Seconds for which an idle connection is trusted with a body that cannot be sent again."""
-SMALL = 64 * 1024
-"""Bytes up to which a body is copied behind its head, to leave in one piece."""
 
 
 class Origin(NamedTuple):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]  # its stubs lack it
 
+from .flow import SMALL
 from .websocket import Session
 from .worker import Worker
 
@@ -25,8 +26,6 @@ SERVICE_RESTART = 1012
 
 _READ_BUFFER = 64 * 1024
 BINARY = WSMsgType.BINARY
-SMALL = 64 * 1024
-"""Bytes up to which a message is copied behind its head, to leave in one piece."""
 _TEXT, _BINARY = 0x81, 0x82
 """The first byte of a frame that is a whole message: its last part, and its kind."""
 _logger = logging.getLogger("picows")
