@@ -83,6 +83,11 @@ class _Connection(WSListener):
         self._reading = True
         self._wanted = True
         self._writable = True
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[bytes] = []
+        """What is to be sent at the end of this round of the loop."""
+        self._unsent_size = 0
+        self._flushing = False
 
     # picows' callbacks
 
@@ -98,6 +103,7 @@ class _Connection(WSListener):
             self._session.feed(frame.get_payload_as_bytes())
             return
         if kind == WSMsgType.CLOSE:
+            self._flush()
             if not transport.is_close_frame_sent:
                 transport.send_close(frame.get_close_code(), frame.get_close_message())
             transport.disconnect()
@@ -141,18 +147,36 @@ class _Connection(WSListener):
     # The session's socket
 
     def send(self, message: bytes | str) -> None:
-        # Past picows, which makes a system call of each frame: uvloop sends all of a round of its loop at once.
+        # Past picows, which makes a system call of each frame: what is small waits for the end of the loop's round.
         if isinstance(message, bytes):
             head, data = _frame_head(_BINARY, len(message)), message
         else:
             data = message.encode()
             head = _frame_head(_TEXT, len(data))
-        if len(data) <= SMALL:
-            self._stream.write(head + data)
+        self._unsent += (head, data)
+        self._unsent_size += len(data)
+        if self._unsent_size > SMALL:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush_round)
+
+    def _flush_round(self) -> None:
+        self._flushing = False
+        self._flush()
+
+    def _flush(self) -> None:
+        unsent, size = self._unsent, self._unsent_size
+        if not unsent or self._stream.is_closing():
+            return
+        self._unsent, self._unsent_size = [], 0
+        if size > SMALL:
+            self._stream.writelines(unsent)
         else:
-            self._stream.writelines((head, data))
+            self._stream.write(b"".join(unsent))
 
     def close(self, code: int, reason: str) -> None:
+        self._flush()
         self._transport.send_close(WSCloseCode(code), reason.encode())
         self._closing = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.disconnect)
         self._wanted = True

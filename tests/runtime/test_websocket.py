@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientError, web
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close, Frame, Opcode
 
 from etl_server import AsyncReader, ETLServer
 from etl_server.testing import Driver, DriverSocket, Message, Target, pipeline
@@ -48,6 +49,10 @@ class AsyncFailsMidway(ETLServer):
         await asyncio.sleep(0)
         if etl_args:
             raise ValueError(etl_args)
+
+
+class InlineUpper(Upper):
+    execution = "inline"
 
 
 class Gated(ETLServer):
@@ -660,6 +665,21 @@ async def test_a_client_that_closes_is_answered_and_ends_its_session(serve: Serv
         await socket.close(1000, "done")
         assert socket.close_code == 1000
     await eventually(lambda: live.worker.admission.in_flight == 0)
+
+
+@pytest.mark.parametrize("transport", ["protocol"])  # the ASGI server's own protocol answers a close at once
+async def test_a_client_that_closes_behind_its_objects_gets_their_answers_first(serve: Serve) -> None:
+    live = serve(InlineUpper)
+    async with by_hand(live) as socket:
+        await socket.send(b"{}")
+        await socket.send(b"warm")
+        assert await socket.recv() == b"WARM"
+        # Below the client's own interface, which takes no message any more once it has closed.
+        frames = [Frame(Opcode.BINARY, data) for data in (b"{}", b"x", b"{}", b"y")]
+        frames.append(Frame(Opcode.CLOSE, Close(1000, "").serialize()))
+        socket.transport.write(b"".join(frame.serialize(mask=True) for frame in frames))
+        messages, code, _ = await closing(socket)
+    assert (messages, code) == ([b"X", b"Y"], 1000)
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
