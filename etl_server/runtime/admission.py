@@ -67,8 +67,8 @@ class Memory:
     def __init__(self, limit: int) -> None:
         """`limit`: bytes."""
         self._small_object = limit // SMALL_OBJECT
-        self._small = _Lane(limit // SMALL_SHARE)
-        self._large = _Lane(limit - limit // SMALL_SHARE)
+        self._small = Lane(limit // SMALL_SHARE)
+        self._large = Lane(limit - limit // SMALL_SHARE)
 
     @property
     def used(self) -> int:
@@ -86,7 +86,7 @@ class Memory:
             await self._large.wait(1)
             self._large.give_back(1)
 
-    def lane(self, size: float) -> _Lane:
+    def lane(self, size: float) -> Lane:
         """The lane of an object of `size` bytes."""
         return self._small if size <= self._small_object else self._large
 
@@ -105,13 +105,19 @@ class Lease:
 
     async def take(self, size: int) -> None:
         """Wait for `size` bytes, before they are read. Once, and before anything else."""
+        if not self.take_now(size):
+            size = min(size, self._lane.limit)
+            await self._lane.wait(size)
+            self._size += size
+
+    def take_now(self, size: int) -> bool:
+        """Take `size` bytes, if that needs no waiting: then `take` need not be called."""
         self._lane = lane = self._memory.lane(size)
         size = min(size, lane.limit)
-        if lane.waiting or lane.used + size > lane.limit:
-            await lane.wait(size)
-        else:
-            lane.used += size
+        if not lane.take_now(size):
+            return False
         self._size += size
+        return True
 
     async def grow(self, size: int) -> None:
         """Wait for `size` bytes more, of an object whose size nobody knows. Not together with `take`.
@@ -146,7 +152,9 @@ class Lease:
             self._size = 0
 
 
-class _Lane:
+class Lane:
+    """Something that there is so much of: who came first is served first."""
+
     __slots__ = ("limit", "privilege", "used", "waiting")
 
     def __init__(self, limit: int) -> None:
@@ -155,7 +163,15 @@ class _Lane:
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.privilege = asyncio.Lock()
 
+    def take_now(self, size: int) -> bool:
+        """Take `size`, if there is so much and nobody waits; else `wait` is to be called."""
+        if self.waiting or self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
     async def wait(self, size: int) -> None:
+        """Take `size`, once it is there."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (size, place)
         self.waiting.append(entry)
@@ -170,6 +186,7 @@ class _Lane:
             raise
 
     def give_back(self, size: int) -> None:
+        """Others may have it."""
         self.used -= size
         if self.waiting:
             self._admit()

@@ -19,6 +19,7 @@ import httptools
 
 from ..config import Settings
 from ..errors import UpstreamRefusedError, UpstreamUnreachableError
+from .admission import Lane
 from .clients import CONNECT_TIMEOUT, ssl_context
 from .flow import SMALL, Batch, Inflow, ReadBuffer
 
@@ -45,7 +46,7 @@ class Outbound:
         self._settings = settings
         # Objects come in by GET and go out by PUT. What is on its way out never waits for what wants to come in,
         # which in its turn may wait for the memory that it takes.
-        self._places = {method: asyncio.Semaphore(settings.max_connections) for method in ("GET", "PUT")}
+        self._places = {method: Lane(settings.max_connections) for method in ("GET", "PUT")}
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._idle_count = 0
         self._open: set[_Connection] = set()
@@ -69,7 +70,8 @@ class Outbound:
         origin, target = _parse(url)
         replayable = isinstance(body, bytes)
         place = self._places[method]
-        await place.acquire()
+        if not place.take_now(1):
+            await place.wait(1)
         try:
             connection = self._take_idle(origin, fresh=not replayable)
             if connection is not None:
@@ -82,7 +84,7 @@ class Outbound:
             connection = await self._connect(origin)
             return await connection.exchange(method, target, headers, body)
         except BaseException:
-            place.release()
+            place.give_back(1)
             raise
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class Outbound:
 
     def give_back(self, connection: _Connection, keep: bool) -> None:
         """An exchange is over: keep its connection for the next one, or cut it."""
-        self._places[connection.method].release()
+        self._places[connection.method].give_back(1)
         if not keep or self._closed or self._idle_count >= self._settings.max_keepalive_connections:
             connection.abort()
             return
@@ -170,12 +172,13 @@ class Outbound:
 
 
 class Response:
-    """An answer whose head has come. Take its body by `read` or `receive`, or leave it, by `close`."""
+    """An answer whose head has come. Take its `body`, or leave it, by `close`."""
 
-    __slots__ = ("_connection", "chunked", "headers", "status")
+    __slots__ = ("_connection", "body", "chunked", "headers", "status")
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, body: Inflow) -> None:
         self._connection = connection
+        self.body = body
         self.status = 0
         self.headers: dict[str, str] = {}
         """By lower-case name."""
@@ -198,16 +201,7 @@ class Response:
         Raises:
             UpstreamUnreachableError: the rest of it will not come.
         """
-        return await self._connection.body.receive()
-
-    async def read(self, limit: int | None = None, length: int | None = None) -> bytes:
-        """The rest of the body, of which `length` bytes in all are announced, where that is known.
-
-        Raises:
-            UpstreamUnreachableError: it will not come.
-            BodyTooLargeError: it is larger than `limit` bytes.
-        """
-        return await self._connection.body.read(limit, length)
+        return await self.body.receive()
 
     async def read_start(self, size: int) -> bytes:
         """The body, or about its first `size` bytes: enough to tell what an error is about."""
@@ -256,25 +250,24 @@ class _Connection(asyncio.BufferedProtocol):
         if self.closed:
             raise self._lost("the connection was lost")
         self.method = method
-        self._response = response = Response(self)
-        self._head = head = self._loop.create_future()
         self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)
+        self._response = response = Response(self, self.body)
+        self._head = head = self._loop.create_future()
         self.answered = self._keep = False
         self.sent = self._whole = None
         self._active_at = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._check_progress)
-        lines = [f"{method} {target} HTTP/1.1\r\nhost: {self.origin.netloc}\r\n"]
-        lines += [f"{name}: {value}\r\n" for name, value in headers]
+        lines = f"{method} {target} HTTP/1.1\r\nhost: {self.origin.netloc}\r\n"
+        for name, value in headers:
+            lines += f"{name}: {value}\r\n"
         if not isinstance(body, bytes):
-            lines.append("transfer-encoding: chunked\r\n\r\n")
-            self._transport.write("".join(lines).encode("latin-1"))
+            self._transport.write(f"{lines}transfer-encoding: chunked\r\n\r\n".encode("latin-1"))
             self._sender = self._loop.create_task(self._send_body(body))
         else:
             if body or method == "PUT":
-                lines.append(f"content-length: {len(body)}\r\n")
-            lines.append("\r\n")
-            start = "".join(lines).encode("latin-1")
+                lines += f"content-length: {len(body)}\r\n"
+            start = f"{lines}\r\n".encode("latin-1")
             if len(body) <= SMALL:
                 self._transport.write(start + body)
             else:

@@ -151,14 +151,14 @@ class BlockingSource(ABC):
 
     repeatable = True
     whole = None
+    _opened: io.BufferedReader | None = None
+    _reader: ObjectFile | ResponseRawReader | None = None
+    _async_reader: AsyncReader | None = None
 
     def __init__(self, threads: WorkerThreads, limit: int | None, lease: Lease) -> None:
         self._threads = threads
         self._limit = limit
         self._lease = lease
-        self._opened: io.BufferedReader | None = None
-        self._reader: ObjectFile | ResponseRawReader | None = None
-        self._async_reader: AsyncReader | None = None
 
     @abstractmethod
     def open(self) -> io.BufferedReader:
@@ -266,6 +266,7 @@ class UrlSource(BlockingSource):
     """What any URL answers to a GET; redirects are followed."""
 
     redirects = True
+    _closed = False
 
     def __init__(
         self,
@@ -280,7 +281,6 @@ class UrlSource(BlockingSource):
         self._url = url
         self._session = session
         self._timeout = timeout
-        self._closed = False
 
     def opener(self) -> Callable[[], io.BufferedReader]:
         self._closed = False
@@ -308,6 +308,7 @@ class TargetSource(UrlSource):
     """An object that the target answers to a GET. Only a synchronous stream needs a thread for it."""
 
     redirects = False
+    _response: Response | None = None
 
     def __init__(
         self,
@@ -323,12 +324,11 @@ class TargetSource(UrlSource):
         super().__init__(url, session, threads, timeout, limit, lease)
         self._headers = headers
         self._outbound = outbound
-        self._response: Response | None = None
 
     async def read(self) -> bytes:
         response = await self._get()
         try:
-            return await _read_admitted(response, response.length, self._limit, self._lease)
+            return await _read_admitted(response.body, response.length, self._limit, self._lease)
         finally:
             response.close()
 
@@ -357,13 +357,14 @@ def _failure(reader: ThreadReader | AsyncReader | ObjectFile | ResponseRawReader
     return None if reader is None else reader.failure
 
 
-async def _read_admitted(body: Inflow | Response, length: int | None, limit: int | None, lease: Lease) -> bytes:
+async def _read_admitted(body: Inflow, length: int | None, limit: int | None, lease: Lease) -> bytes:
     """A whole body, which is not read before there is memory for it."""
     if limit is not None and (length or 0) > limit:
         raise BodyTooLargeError.beyond(limit)
     if length is not None:
-        await lease.take(length)
-        return await body.read(limit, length)
+        if not lease.take_now(length):
+            await lease.take(length)
+        return body.take_whole(limit) if body.ended else await body.read(limit, length)
     whole = io.BytesIO()
     while batch := await body.receive():
         for piece in batch:

@@ -126,6 +126,7 @@ class Worker:
             self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
+            self._session = lambda: self.server.session
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
             if self.server.streams:
                 _ = self.server.session  # made before several threads ask for it
@@ -394,7 +395,7 @@ class Worker:
             url,
             self._target_headers,
             self.outbound,
-            lambda: self.server.session,
+            self._session,
             self.threads,
             self.settings.io_timeout,
             self.settings.max_body,

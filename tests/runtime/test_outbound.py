@@ -62,7 +62,7 @@ async def put(client: Outbound, url: str, body: bytes | AsyncIterator[list[bytes
 
 async def taken(answer: Response) -> bytes:
     try:
-        return await answer.read()
+        return await answer.body.read()
     finally:
         answer.close()
 
@@ -137,7 +137,7 @@ async def test_an_answer_is_read_up_to_a_limit(outbound: Make) -> None:
     async with Stage(answering(response(200, bytes(1 << 20)))) as stage:
         answer = await client.request("GET", stage.url)
         with pytest.raises(BodyTooLargeError):
-            await answer.read(1000)
+            await answer.body.read(1000)
         answer.close()
         answer = await client.request("GET", stage.url)
         assert 1000 <= len(await answer.read_start(1000)) < 1 << 20
@@ -424,7 +424,7 @@ async def test_an_answer_may_come_before_the_request_was_sent(outbound: Make) ->
     async with Stage(saying_early(response(200, b"early"))) as stage:
         answer = await outbound().request("PUT", stage.url, (), slow())
         assert (answer.status, answer.sent) == (200, None)
-        assert await answer.read() == b"early"
+        assert await answer.body.read() == b"early"
         go_on.set()
         await stage.until(lambda: stage.requests[0].complete)
         assert bytes(stage.requests[0].body) == b"firstlast"

@@ -130,3 +130,8 @@ def test_a_name_that_aistore_refuses_for_an_etl_is_told_with_what_was_expected(n
         check_etl_name(name)
     assert repr(name) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_uname_of_ascii_is_escaped_as_any_other() -> None:
+    every = "".join(map(chr, range(128)))
+    assert encode_uname(every) == quote(every, safe="@") == encode_uname(every + "é").removesuffix("%C3%A9")
