@@ -18,6 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pydantic import AliasChoices
+
+from etl_server import Settings
+
 from .raw_client import PATIENCE, RawClient
 
 if TYPE_CHECKING:
@@ -49,6 +53,15 @@ def no_logs() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+
+
+def known_variables() -> set[str]:
+    """The environment's variables that are settings."""
+    names = set()
+    for field in Settings.model_fields.values():
+        choices = field.validation_alias
+        names |= set(map(str, choices.choices)) if isinstance(choices, AliasChoices) else {str(field.alias)}
+    return names
 
 
 def ais_file(mountpath: Path, name: str, content: bytes) -> Path:

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from ..helpers import ROOT
-from .test_deploy import NOT_OURS, TOOLS, known_variables
+from ..helpers import ROOT, known_variables
+from .test_deploy import NOT_OURS, TOOLS
 
 FILE = ROOT / "deploy/compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(FILE.read_text())["services"]

@@ -13,11 +13,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from pydantic import AliasChoices
 
-from etl_server import Settings
-
-from ..helpers import ROOT
+from ..helpers import ROOT, known_variables
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -32,14 +29,6 @@ NOT_OURS = {"AWS_REGION"}
 """Variables that are read by the libraries underneath."""
 CUSTOM = {"ServiceMonitor"}
 """Kinds that Kubernetes' own schemas do not have."""
-
-
-def known_variables() -> set[str]:
-    names = set()
-    for field in Settings.model_fields.values():
-        choices = field.validation_alias
-        names |= set(map(str, choices.choices)) if isinstance(choices, AliasChoices) else {str(field.alias)}
-    return names
 
 
 def containers(documents: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
