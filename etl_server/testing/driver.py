@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from aiohttp import (
@@ -88,7 +88,7 @@ def pipeline(*stage_urls: str, destination: str = "") -> str:
 class DriverSocket:
     """A WebSocket to an ETL server. Objects may be sent ahead; the answers come in their order."""
 
-    def __init__(self, socket: ClientWebSocketResponse, timeout: float | None) -> None:
+    def __init__(self, socket: ClientWebSocketResponse[Any], timeout: float | None) -> None:
         self._socket = socket
         self._timeout = timeout
 
