@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import json
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -130,12 +131,23 @@ def _sign(data: bytes, key: str) -> str:
 
 def _requirements(modules: Iterable[str]) -> dict[str, str]:
     """The requirements that bring these top-level modules here; of one that several distributions share, the first."""
-    distributions = packages_distributions()
+    known = _distributions()
     found = {}
-    for module in sorted(set(modules) & distributions.keys()):
+    for module in sorted(set(modules) & known.keys()):
         try:
-            found[module] = f"{distributions[module][0]}=={version(distributions[module][0])}"
+            found[module] = f"{known[module][0]}=={version(known[module][0])}"
         except PackageNotFoundError:
             continue
     found.pop(__name__.partition(".")[0], None)
+    return found
+
+
+def _distributions() -> Mapping[str, list[str]]:
+    """The names of the distributions that bring each top-level module here."""
+    found = dict(packages_distributions())
+    if sys.version_info < (3, 11):  # which knows only those that have a top_level.txt
+        for distribution in distributions():
+            files = [file for file in distribution.files or () if file.suffix == ".py"]
+            for module in {file.parts[0].removesuffix(".py") for file in files} - found.keys():
+                found[module] = [distribution.metadata["Name"]]
     return found
