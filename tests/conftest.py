@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -10,10 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import botocore.loaders
 import pytest
 import uvicorn
 
 from etl_server import ETLServer, Settings
+from etl_server.config import available_cpus
 from etl_server.runtime.app import ETLApp, create_app
 from etl_server.runtime.serve import uvicorn_config
 from etl_server.runtime.worker import Worker
@@ -54,15 +57,24 @@ class Live:
         """Tell it to stop, and do not wait for that."""
         self._uvicorn.should_exit = True
 
+    @property
+    def stopped(self) -> bool:
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         self.leave()
         self._thread.join(30)
-        assert not self._thread.is_alive(), "the server did not stop"
+        assert self.stopped, "the server did not stop"
 
 
 Serve = Callable[..., Live]
 Transport = Literal["protocol", "asgi"]
 """`protocol` is what `etl-server serve` runs; `asgi` is `.app` under a server that knows nothing of us."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Almost half of the time of these tests is waiting."""
+    return 2 * available_cpus()
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +95,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             )
         ):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _botocore_reads_once() -> None:
+    """Every client of S3 would read the same megabytes of JSON about it again: a third of what its creation takes."""
+    reader = botocore.loaders.JSONFileLoader
+    reader.load_file = staticmethod(functools.cache(reader().load_file))  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,7 +130,7 @@ def serve(transport: Transport) -> Iterator[Serve]:
     yield start
     for live in running:
         live.leave()
-    _leaving.extend(running)
+    _leaving[:] = [live for live in (*_leaving, *running) if not live.stopped]
 
 
 _leaving: list[Live] = []
