@@ -115,7 +115,21 @@ def test_no_stage_knows_those_behind_it(stage: str, later: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", [*STAGES, "worker", "flow", "outbound", "exchange", "admission", "threads", "files", "ranges", "stores"]
+    "stage",
+    [
+        *STAGES,
+        "worker",
+        "flow",
+        "outbound",
+        "exchange",
+        "admission",
+        "threads",
+        "files",
+        "ranges",
+        "s3_source",
+        "store_errors",
+        "stores",
+    ],
 )
 def test_the_data_path_knows_no_http_server(stage: str) -> None:
     names = imports(PACKAGE / "runtime" / f"{stage}.py")
@@ -150,6 +164,14 @@ def test_wire_and_errors_load_next_to_nothing(statement: str) -> None:
 def test_a_store_loads_the_libraries_of_no_other() -> None:
     others = {"boto3", "botocore", "aiobotocore", "requests", "pydantic", "fastapi"}
     assert loaded_by("from etl_server.storage import open_store; open_store('/tmp')").isdisjoint(others)
+
+
+def test_what_reads_s3_on_an_event_loop_loads_no_blocking_client() -> None:
+    assert loaded_by("import etl_server.storage.s3_async").isdisjoint({"boto3", "s3transfer", "requests", "fastapi"})
+
+
+def test_the_data_path_loads_no_client_of_a_store_before_there_is_one() -> None:
+    assert loaded_by("import etl_server.runtime.worker").isdisjoint({"boto3", "botocore", "aiobotocore"})
 
 
 def test_writing_a_class_loads_no_server() -> None:

@@ -1,4 +1,7 @@
-"""The object stores of a process: where GET reads from, and where the results of PUT go."""
+"""The object stores of a process: where GET reads from, and where the results of PUT go.
+
+S3 is read on the event loop, everything else in threads; what is written goes through threads.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..config import Settings
-from ..errors import (
-    BadRequestError,
-    BodyTooLargeError,
-    ConfigError,
-    FileForbiddenError,
-    ObjectMissingError,
-    ObjectStoreError,
-    UpstreamUnreachableError,
-)
+from ..errors import BodyTooLargeError, ConfigError, UpstreamUnreachableError, one_line
 from ..storage.base import COPY_SIZE, ObjectStore
 from ..storage.local import LocalObjectStore
-from ..storage.opening import open_store
+from ..storage.opening import open_async_reader, open_store
 from .admission import Lease
 from .flow import AsyncReader, Batch, BatchStream, buffered
-from .source import BlockingSource
+from .s3_source import S3Source
+from .source import BlockingSource, Source
+from .store_errors import errors_of_stores
 from .threads import WorkerThreads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ..storage.s3_async import AsyncS3Reader
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a stopping process waits for what its stores still do."""
@@ -42,26 +41,45 @@ class Stores:
         self._settings = settings
         self._threads = threads
         self._open: list[ObjectStore] = []
+        self._reader: AsyncS3Reader | None = None
+        """What reads the source, where that is S3."""
+        # Not the threads of transforms: those would hold all places, each waiting for who takes what it makes.
+        self._writers = WorkerThreads()
 
     async def open(self) -> None:
-        """Make the clients.
+        """Make the clients. The source's directory must be there; the sink's comes into being.
 
         Raises:
-            ConfigError: as `open_stores`.
+            ConfigError: one line: the setting, its value, what was expected.
         """
-        if self._settings.source or self._settings.sink:
-            source, sink = await self._threads.run(open_stores, self._settings)
-            if source is not None:
-                self._source = source
-                self._open.append(source)
-            if sink is not None:
-                self._sink = sink
-                self._open.append(sink)
-            # Not the threads of transforms: those would hold all places, each waiting for who takes what it makes.
-            self._writers = WorkerThreads()
+        settings = self._settings
+        try:
+            if settings.source:
+                self._reader = await self._open_reader(settings.source)
+                if self._reader is None:
+                    self._source = await self._open_store("ETL_SOURCE", settings.source)
+            if settings.sink:
+                self._sink = await self._open_store("ETL_SINK", settings.sink)
+        except BaseException:
+            await self.close()
+            raise
 
-    def source_of(self, name: str, lease: Lease) -> StoreSource:
+    async def _open_reader(self, uri: str) -> AsyncS3Reader | None:
+        with _told("ETL_SOURCE", uri):
+            reader = await self._threads.run(open_async_reader, uri)
+            if reader is not None:
+                await reader.open(self._settings.max_connections)
+            return reader
+
+    async def _open_store(self, variable: str, uri: str) -> ObjectStore:
+        store = await self._threads.run(_open, variable, uri)
+        self._open.append(store)
+        return store
+
+    def source_of(self, name: str, lease: Lease) -> Source:
         """An object of the source."""
+        if self._reader is not None:
+            return S3Source(self._reader, name, self._settings.max_body, lease)
         return StoreSource(self._source, name, self._threads, self._settings.max_body, lease)
 
     async def put(self, name: str, content: bytes | BatchStream, content_type: str, lease: Lease) -> int:
@@ -82,43 +100,49 @@ class Stores:
 
     async def close(self) -> None:
         """Close the clients."""
-        if self._open:
-            closing = [asyncio.ensure_future(self._threads.run(store.close)) for store in self._open]
+        closing = [asyncio.ensure_future(self._threads.run(store.close)) for store in self._open]
+        if self._reader is not None:
+            closing.append(asyncio.ensure_future(self._reader.close()))
+        if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIMEOUT)
-            self._writers.stop()
+        self._writers.stop()
 
     def _put(self, name: str, data: bytes | _Pieces, content_type: str) -> int:
-        with _errors_of_stores(name):
+        with errors_of_stores(name):
             return self._sink.put_object(name, data, content_type=content_type).size
 
 
-def open_stores(settings: Settings) -> tuple[ObjectStore | None, ObjectStore | None]:
-    """The source and the sink, where there are any. The source's directory must be there; the sink's comes into being.
-
-    Raises:
-        ConfigError: one line: the setting, its value, what was expected.
-    """
-    source = _open("ETL_SOURCE", settings.source)
-    try:
-        return source, _open("ETL_SINK", settings.sink)
-    except BaseException:
-        if source is not None:
-            source.close()
-        raise
-
-
 def check_stores(settings: Settings) -> None:
-    """Raises `ConfigError` as `open_stores`."""
-    for store in open_stores(settings):
-        if store is not None:
-            store.close()
+    """Raises `ConfigError` as `Stores.open`. Not to be called on an event loop."""
+    if settings.source or settings.sink:
+        asyncio.run(_check(settings))
 
 
-def _open(variable: str, uri: str) -> ObjectStore | None:
-    if not uri:
-        return None
+async def _check(settings: Settings) -> None:
+    threads = WorkerThreads()
+    stores = Stores(settings, threads)
     try:
+        await stores.open()
+        await stores.close()
+    finally:
+        threads.stop()
+
+
+def _open(variable: str, uri: str) -> ObjectStore:
+    with _told(variable, uri):
         store = open_store(uri)
+    if isinstance(store, LocalObjectStore):
+        root = store.root
+        if not root.is_dir() and (variable == "ETL_SOURCE" or root.exists()):
+            raise ConfigError(f"{variable}={uri}: expected a directory")
+    return store
+
+
+@contextmanager
+def _told(variable: str, uri: str) -> Iterator[None]:
+    """What keeps a store from being opened, as an error of the setting."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{variable}={uri}: expected {error.name} to be installed: pip install 'etl-server[s3]'"
@@ -126,13 +150,7 @@ def _open(variable: str, uri: str) -> ObjectStore | None:
     except ConfigError as error:
         raise ConfigError(f"{variable}: {error}") from None
     except Exception as error:  # what the store's own library has to say of an option
-        why = " ".join(str(error).split())
-        raise ConfigError(f"{variable}={uri}: expected options that make a client: {why}") from None
-    if isinstance(store, LocalObjectStore):
-        root = store.root
-        if not root.is_dir() and (variable == "ETL_SOURCE" or root.exists()):
-            raise ConfigError(f"{variable}={uri}: expected a directory")
-    return store
+        raise ConfigError(f"{variable}={uri}: expected options that make a client: {one_line(error)}") from None
 
 
 class StoreSource(BlockingSource):
@@ -150,7 +168,7 @@ class StoreSource(BlockingSource):
         return (self._stored.failure if self._stored else None) or super().failure
 
     def open(self) -> io.BufferedReader:
-        with _errors_of_stores(self._name):
+        with errors_of_stores(self._name):
             stored = _StoredObject(self._store.open_object(self._name), self._name)
         if self._limit is not None and stored.size > self._limit:
             stored.close()
@@ -211,7 +229,7 @@ class _StoredObject(io.RawIOBase):
         try:
             if self.abandoned:
                 raise UpstreamUnreachableError("The object is no longer read")
-            with _errors_of_stores(self._name):
+            with errors_of_stores(self._name):
                 return self._stream.read(size)
         except Exception as error:
             self.failure = error
@@ -252,18 +270,3 @@ class _Pieces:
             return []
         finally:
             self._taking = None
-
-
-@contextmanager
-def _errors_of_stores(name: str) -> Iterator[None]:
-    """What a store raises, as the error to answer with."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ObjectMissingError(f"Object not found: {error.filename or name}") from None
-    except PermissionError as error:
-        raise FileForbiddenError(f"The store does not allow it: {error}") from None
-    except ValueError as error:
-        raise BadRequestError(f"The store has no object of this name: {error}") from None
-    except OSError as error:
-        raise ObjectStoreError(f"{name}: {error}") from error

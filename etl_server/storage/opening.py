@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import ConfigError
 from .base import ObjectStore
 from .local import LocalObjectStore
+
+if TYPE_CHECKING:
+    from .s3_async import AsyncS3Reader
 
 _EXPECTED = "s3://bucket/prefix?endpoint_url=…, ais://bucket/prefix?endpoint=…, file:///directory or a directory"
 
@@ -29,17 +33,45 @@ def open_store(uri: str) -> ObjectStore:
     if scheme == "file" and parts.netloc in ("", "localhost") and not parts.fragment:
         _take(uri, options)
         return LocalObjectStore(unquote(parts.path, errors="surrogateescape") or "/")
-    if scheme == "s3" and parts.netloc and not parts.fragment:
+    if _is_s3(uri):
         from .s3 import S3ObjectStore
 
-        options = _take(uri, options, "endpoint_url", "region_name", "profile_name", "addressing_style")
-        return S3ObjectStore(parts.netloc, unquote(parts.path[1:]), **options)  # type: ignore[arg-type]
+        return S3ObjectStore(*_place(uri), **_s3_options(uri))
     if scheme == "ais" and parts.netloc and not parts.fragment:
         from .ais import AISObjectStore
 
         options = _take(uri, options, "endpoint", "provider")
-        return AISObjectStore(parts.netloc, unquote(parts.path[1:]), **options)  # type: ignore[arg-type]
+        return AISObjectStore(*_place(uri), **options)  # type: ignore[arg-type]
     raise ConfigError(f"object store {uri!r}: expected {_EXPECTED}")
+
+
+def open_async_reader(uri: str) -> AsyncS3Reader | None:
+    """What reads the objects of a store on an event loop, still to be opened; None where its kind has no such thing.
+
+    Raises:
+        ConfigError: the URI has an option that its kind has not.
+    """
+    if not _is_s3(uri):
+        return None
+    from .s3_async import AsyncS3Reader
+
+    return AsyncS3Reader(*_place(uri), **_s3_options(uri))
+
+
+def _is_s3(uri: str) -> bool:
+    parts = urlsplit(uri)
+    return uri.startswith("s3://") and bool(parts.netloc) and not parts.fragment
+
+
+def _place(uri: str) -> tuple[str, str]:
+    """The bucket, and the prefix of its objects' names."""
+    parts = urlsplit(uri)
+    return parts.netloc, unquote(parts.path[1:])
+
+
+def _s3_options(uri: str) -> dict[str, Any]:
+    options = dict(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
+    return dict(_take(uri, options, "endpoint_url", "region_name", "profile_name", "addressing_style"))
 
 
 def _take(uri: str, options: dict[str, str], *known: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from .multipart import PART_SIZE, cut, part_size_of
 from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
+from .s3_config import S3Options, checked_prefix
 from .s3_errors import RangeNotThereError, UploadNotThereError, translated
 from .uploads import UploadJournal
 
@@ -71,14 +72,13 @@ class S3ObjectStore(ObjectStore):
             part_size: bytes of a part of a large object; S3 wants at least 5 MiB.
             policy: how often and how long requests are repeated.
         """
-        if not bucket or "/" in bucket:
-            raise ValueError(f"bucket {bucket!r}: expected a bucket's name")
         if part_size < 1:
             raise ValueError(f"part_size={part_size}: expected at least 1 byte")
         self._bucket = bucket
-        self._prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
+        self._prefix = checked_prefix(bucket, prefix)
         self._owns_client = client is None
-        self._client: S3Client = client or _client(endpoint_url, region_name, profile_name, addressing_style)
+        options = S3Options(endpoint_url, region_name, profile_name, addressing_style)
+        self._client: S3Client = client or _client(options)
         self._part_size = part_size
         self.stream_memory = part_size * (_STREAM_WINDOW + 2)
         self._policy = policy or RetryPolicy()
@@ -350,22 +350,11 @@ def _chain(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes
     yield from rest
 
 
-def _client(
-    endpoint_url: str | None, region_name: str | None, profile_name: str | None, addressing_style: str | None
-) -> S3Client:
-    """A client that follows redirects and leaves retries to `RetryPolicy`. It wants nothing that only AWS has."""
-    style = addressing_style or ("path" if endpoint_url else "auto")
-    config = Config(
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=_CONNECTIONS,
-        connect_timeout=10,
-        read_timeout=60,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": style},  # type: ignore[arg-type]
-    )
-    session = boto3.Session(region_name=region_name, profile_name=profile_name)
-    return follow_redirects(session.client("s3", endpoint_url=endpoint_url, config=config))
+def _client(options: S3Options) -> S3Client:
+    """A client that follows redirects and leaves retries to `RetryPolicy`."""
+    session = boto3.Session(region_name=options.region_name, profile_name=options.profile_name)
+    config = Config(**options.config(_CONNECTIONS))
+    return follow_redirects(session.client("s3", endpoint_url=options.endpoint_url, config=config))
 
 
 def _rewound(body: bytes | FileSlice) -> Any:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+import boto3
 import pytest
+from aiobotocore.client import AioBaseClient
 from aiohttp import ClientSession
+from tenacity import wait_none
 
 from etl_server import AsyncReader, ETLServer, Settings
 from etl_server.errors import ConfigError, UpstreamUnreachableError
 from etl_server.runtime import stores, threads
 from etl_server.runtime.stores import check_stores
-from etl_server.storage import ObjectStore, open_store
+from etl_server.storage import ObjectStore, RetryPolicy, open_store
 from etl_server.testing import Target
 from tests.conftest import Live, Serve
 from tests.helpers import ServerProcess, eventually
@@ -34,7 +37,7 @@ from tests.runtime.transforms import (
     Upper,
     UpperStream,
 )
-from tests.storage.s3_proxy import Fault, S3Proxy, internal_error, reset, slow, throttle, truncate
+from tests.storage.s3_proxy import Fault, Hold, S3Proxy, internal_error, reset, slow, throttle, truncate
 from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
 
 LARGE = random.Random(4).randbytes(3 * MIB + 17)
@@ -50,8 +53,9 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores try again at once."""
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
+    """Stores try again at once, in threads and on the event loop."""
+    rules = RetryPolicy._rules
+    monkeypatch.setattr(RetryPolicy, "_rules", lambda policy: {**rules(policy), "wait": wait_none()})
 
 
 @pytest.fixture
@@ -556,6 +560,80 @@ async def test_a_process_has_one_client_and_closes_it(
     assert closed.is_set()
 
 
+async def test_a_process_reads_s3_by_one_client_on_its_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, s3_proxy: S3Proxy, proxied: str
+) -> None:
+    opened: list[object] = []
+    blocking: list[object] = []
+    enter, leave = AioBaseClient.__aenter__, AioBaseClient.__aexit__
+
+    async def watched_enter(client: AioBaseClient) -> AioBaseClient:
+        opened.append(client)
+        return await enter(client)
+
+    async def watched_leave(client: AioBaseClient, *error: object) -> None:
+        opened.remove(client)
+        await leave(client, *error)
+
+    monkeypatch.setattr(AioBaseClient, "__aenter__", watched_enter)
+    monkeypatch.setattr(AioBaseClient, "__aexit__", watched_leave)
+    monkeypatch.setattr(boto3.Session, "client", lambda *_, **__: blocking.append("a client"))
+    for cls in ALL_UPPER:
+        live = serve(cls, source=proxied)
+        for _ in range(3):
+            assert (await get(live, "/a")).body == LARGE.upper()
+        assert len(opened) == 1
+        live.stop()
+        assert not opened
+    assert not blocking
+    agents = {request.headers["User-Agent"].partition("/")[0] for request in s3_proxy.requests}
+    assert agents == {"aiobotocore"}
+
+
+@pytest.mark.parametrize("cls", ALL_UPPER)
+async def test_requests_that_end_well_share_a_connection_to_s3(
+    serve: Serve, s3_proxy: S3Proxy, proxied: str, cls: type[ETLServer]
+) -> None:
+    live = serve(cls, source=proxied)
+    for _ in range(3):
+        assert (await get(live, "/a")).whole
+        assert (await get(live, "/nothing")).status == 404
+    assert s3_proxy.connections == 1
+
+
+@pytest.mark.parametrize("cls", EAGER_STREAMS)
+async def test_who_hangs_up_midway_leaves_no_connection_to_s3(
+    serve: Serve, s3_proxy: S3Proxy, s3_server: RcloneServer, bucket: str, cls: type[ETLServer]
+) -> None:
+    with (s3_server.folder / bucket / "large").open("wb") as file:
+        file.truncate(256 * MIB)
+    live = serve(cls, source=f"s3://{bucket}?endpoint_url={s3_proxy.url}")
+    for headers in ("", "Range: bytes=5-\r\n"):
+        async with RawClient(live.port) as client:
+            await client.send(f"GET /large HTTP/1.1\r\nHost: x\r\n{headers}\r\n")
+            await eventually(lambda: s3_proxy.connections == 1)
+            if not headers:
+                await client.head()
+            client.reset()
+        await eventually(lambda: s3_proxy.connections == 0)
+        await eventually(lambda: not live.worker.admission.in_flight)
+
+
+@pytest.mark.parametrize("cls", ALL_UPPER)
+async def test_who_hangs_up_before_s3_answers_leaves_no_connection_to_it(
+    serve: Serve, s3_proxy: S3Proxy, proxied: str, cls: type[ETLServer]
+) -> None:
+    s3_proxy.inject(hold := Hold(), operation="GetObject")
+    live = serve(cls, source=proxied)
+    async with RawClient(live.port) as client:
+        await client.get("/a")
+        await eventually(hold.reached.is_set)
+        client.reset()
+    await eventually(lambda: not live.worker.admission.in_flight)
+    hold.release()
+    await eventually(lambda: s3_proxy.connections == 0)
+
+
 @pytest.mark.parametrize("setting", ["source", "sink"])
 @pytest.mark.parametrize(
     ("uri", "expected"),
@@ -581,11 +659,17 @@ def test_a_bad_uri_is_told_in_one_line(setting: str, uri: str, expected: str) ->
     assert "\n" not in raised.value.detail
 
 
-def test_a_library_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "boto3", None)
-    monkeypatch.delitem(__import__("sys").modules, "etl_server.storage.s3", raising=False)
-    with pytest.raises(ConfigError, match=r"^ETL_SOURCE=s3://photos: expected boto3 .*etl-server\[s3\]"):
-        check_stores(Settings.load(source="s3://photos"))
+@pytest.mark.parametrize(
+    ("setting", "library", "module"), [("source", "aiobotocore.config", "s3_async"), ("sink", "boto3", "s3")]
+)
+def test_a_library_that_is_missing_is_told(
+    monkeypatch: pytest.MonkeyPatch, setting: str, library: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"etl_server.storage.{module}", raising=False)
+    expected = rf"^ETL_{setting.upper()}=s3://photos: expected {library} .*etl-server\[s3\]"
+    with pytest.raises(ConfigError, match=expected):
+        check_stores(Settings.load(**{setting: "s3://photos"}))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -299,6 +299,11 @@ class S3Proxy:
         """S3's names of what was asked for, in order."""
         return [request.operation for request in self.requests]
 
+    @property
+    def connections(self) -> int:
+        """Those that clients have open, in use or not."""
+        return len(self._server.connections)
+
     def __enter__(self) -> S3Proxy:
         self._loop_thread = LoopThread("S3 proxy")
         self._loop_thread.run(self._listen())
@@ -314,8 +319,8 @@ class S3Proxy:
         self._session = ClientSession(
             auto_decompress=False, connector=TCPConnector(limit=0), cookie_jar=DummyCookieJar()
         )
-        server = web.Server(self._handle, auto_decompress=False, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=1)
+        self._server = web.Server(self._handle, auto_decompress=False, access_log=None)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
         scheme = "https" if self._tls else "http"

@@ -88,7 +88,7 @@ def aio_s3_client(
     url: str, *, access_key: str = ACCESS_KEY, verify: Path | None = None, **config: Any
 ) -> AbstractAsyncContextManager[AioS3Client]:
     """The same of aiobotocore, to be used in `async with`."""
-    client: AbstractAsyncContextManager[AioS3Client] = _aio_session().create_client(
+    client: AbstractAsyncContextManager[AioS3Client] = aio_session().create_client(
         "s3",
         region_name=REGION,
         endpoint_url=url,
@@ -107,7 +107,8 @@ def _session() -> boto3.Session:
 
 
 @cache
-def _aio_session() -> AioSession:
+def aio_session() -> AioSession:
+    """The same of aiobotocore."""
     return get_session()
 
 
