@@ -1,7 +1,8 @@
-"""The sizes of parts: S3 takes 10,000 of them for one object, whatever its size."""
+"""The parts of objects: S3 takes 10,000 of them for one, whatever its size."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 
 from ..errors import ObjectStoreError
@@ -28,6 +29,17 @@ def growing_sizes(first: int, largest: int = LARGEST_OBJECT) -> Iterator[int]:
     """
     growth = max(0, -(-2 * (largest - first * MOST_PARTS) // (MOST_PARTS * (MOST_PARTS - 1))))
     return (first + growth * number for number in range(MOST_PARTS))
+
+
+def etag_of_parts(etags: Iterable[str]) -> str | None:
+    """The ETag that S3 gives to an object made of parts that have these: None where those are no MD5s."""
+    try:
+        digests = [bytes.fromhex(etag.strip('"')) for etag in etags]
+    except ValueError:
+        return None
+    if any(len(digest) != 16 for digest in digests):
+        return None
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
 
 
 class PartCutter:

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from functools import partial
@@ -20,7 +20,7 @@ from ..errors import ObjectStoreError
 from ..wire.names import encode_object_path
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Owner, Progress, check_name, check_range
 from .files import FileSlice, IncomingFile
-from .multipart import PART_SIZE, cut, part_size_of
+from .multipart import PART_SIZE, cut, etag_of_parts, part_size_of
 from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
@@ -229,19 +229,38 @@ class S3ObjectStore(ObjectStore):
             if self._journal is not None:
                 self._journal.begun(self._prefix + object_name, upload)
             sent = self._in_parallel((partial(send, number, part) for number, part in enumerate(parts, 1)), at_once)
-            listed: Any = [{"PartNumber": number, "ETag": etag} for number, (_, etag) in enumerate(sent, 1)]
-            answer = self._ask(
-                object_name,
-                lambda key: self._client.complete_multipart_upload(
-                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": listed}
-                ),
-            )
+            stored = self._complete(object_name, upload, sent)
         except BaseException:
             self._abort(object_name, upload)
             raise
         if self._journal is not None:
             self._journal.ended(upload)
-        return ObjectInfo(object_name, sum(size for size, _ in sent), _etag(answer.get("ETag")), None)
+        return stored
+
+    def _complete(self, object_name: str, upload: str, sent: Sequence[tuple[int, str]]) -> ObjectInfo:
+        """Make the parts, sizes and ETags, an object."""
+        parts: Any = [{"PartNumber": number, "ETag": etag} for number, (_, etag) in enumerate(sent, 1)]
+        size = sum(part_size for part_size, _ in sent)
+        try:
+            answer = self._ask(
+                object_name,
+                lambda key: self._client.complete_multipart_upload(
+                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+                ),
+            )
+        except UploadNotThereError:
+            # A try before may have been obeyed and its answer lost: then the object is there, made of these very parts.
+            stored = self._stat_if_there(object_name)
+            if stored is None or (stored.size, stored.etag) != (size, etag_of_parts(etag for _, etag in sent)):
+                raise
+            return stored
+        return ObjectInfo(object_name, size, _etag(answer.get("ETag")), None)
+
+    def _stat_if_there(self, object_name: str) -> ObjectInfo | None:
+        try:
+            return self.stat_object(object_name)
+        except (FileNotFoundError, PermissionError):
+            return None
 
     def _abort(self, object_name: str, upload: str) -> None:
         try:

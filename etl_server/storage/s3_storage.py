@@ -242,7 +242,10 @@ class S3Storage:
     async def _clear(self, upload: MultipartUpload, temporary: S3Pointer) -> None:
         """Remove the temporary object, and what there is of it else."""
         await upload.take_back()
-        await self._policy.call_async(lambda: self._writers.ask("delete_object", temporary))
+        try:
+            await self._policy.call_async(lambda: self._writers.ask("delete_object", temporary))
+        except FileNotFoundError:  # the answer of some servers where there is nothing, or nothing any more
+            pass
 
 
 class _Content:

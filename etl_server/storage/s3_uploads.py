@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import ObjectStoreError
+from .multipart import etag_of_parts
 from .retry import RetryPolicy
 from .routers import S3Pointer
 from .s3_calls import S3Calls, uri_of
@@ -32,6 +33,7 @@ class MultipartUpload:
         self._alone = alone
         self._id = ""
         self._parts: list[dict[str, Any]] = []
+        self._size = 0
         self._lost = False
         """Whether there may be an upload that the server never told us of: its answer was lost."""
 
@@ -46,7 +48,7 @@ class MultipartUpload:
 
     async def add(self, body: bytes) -> None:
         """Send the next part."""
-        self._add(await self._ask("upload_part", PartNumber=len(self._parts) + 1, Body=body))
+        self._add(await self._ask("upload_part", PartNumber=len(self._parts) + 1, Body=body), len(body))
 
     async def add_copy(self, source: S3Pointer, start: int, stop: int) -> None:
         """Make the bytes `start` to `stop` (not included) of another object the next part."""
@@ -56,18 +58,33 @@ class MultipartUpload:
             CopySource={"Bucket": source["bucket"], "Key": source["key"]},
             CopySourceRange=f"bytes={start}-{stop - 1}",
         )
-        self._add(answer.get("CopyPartResult", {}))
+        self._add(answer.get("CopyPartResult", {}), stop - start)
 
-    def _add(self, answer: Any) -> None:
+    def _add(self, answer: Any, size: int) -> None:
         if not answer.get("ETag"):
             raise ObjectStoreError(f"{uri_of(self._pointer)}: the server acknowledged a part without an ETag")
         checksums = {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
         self._parts.append({"PartNumber": len(self._parts) + 1, "ETag": answer["ETag"], **checksums})
+        self._size += size
 
     async def complete(self) -> None:
         """Make the parts an object."""
-        await self._ask("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+        try:
+            await self._ask("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+        except UploadNotThereError:
+            # The client may have tried before, been obeyed, and lost the answer.
+            if not await self._is_there():
+                raise
         self._id = ""
+
+    async def _is_there(self) -> bool:
+        """Whether there is an object made of these very parts."""
+        try:
+            found = await self._calls.ask("head_object", self._pointer)
+        except (FileNotFoundError, PermissionError):
+            return False
+        etag = etag_of_parts(part["ETag"] for part in self._parts)
+        return (found["ContentLength"], found.get("ETag", "").strip('"')) == (self._size, etag)
 
     async def take_back(self) -> None:
         """Leave no upload behind, whatever has become of it. What cannot be removed is logged."""
@@ -79,7 +96,7 @@ class MultipartUpload:
     async def _abort(self, upload: str) -> None:
         try:
             await self._calls.ask("abort_multipart_upload", self._pointer, UploadId=upload)
-        except UploadNotThereError:
+        except (FileNotFoundError, UploadNotThereError):
             pass
 
     async def _abort_lost(self) -> None:

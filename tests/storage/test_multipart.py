@@ -14,6 +14,7 @@ from etl_server.storage.multipart import (
     PART_SIZE,
     PartCutter,
     cut,
+    etag_of_parts,
     growing_sizes,
     part_size_of,
 )
@@ -54,3 +55,14 @@ def test_a_stream_beyond_all_parts_is_refused() -> None:
     assert list(cutter.feed(b"")) == []
     with pytest.raises(ObjectStoreError, match="10000 parts"):
         list(cutter.feed(b"x"))
+
+
+def test_the_etag_of_parts_is_that_of_s3() -> None:
+    """As `md5sum` makes it of the parts `a` and `b`."""
+    etags = ['"0cc175b9c0f1b6a831c399e269772661"', "92eb5ffee6ae2fec3ad71c777531578f"]
+    assert etag_of_parts(etags) == "96e024ba2074fe77e8e965ba43a704be-2"
+
+
+@pytest.mark.parametrize("etag", ["opaque", "0cc175b9c0f1b6a831c399e269772661-2", "0cc1", ""])
+def test_parts_whose_etags_are_no_md5s_make_none(etag: str) -> None:
+    assert etag_of_parts(["92eb5ffee6ae2fec3ad71c777531578f", etag]) is None

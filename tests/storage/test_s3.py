@@ -315,19 +315,78 @@ def test_a_file_that_shrinks_while_it_goes_up_is_an_error(store: S3ObjectStore, 
 def test_a_put_whose_answer_is_lost_is_done_again(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
     s3_proxy.inject(lost_answer(), operation="PutObject")
     store.put_object("obj", b"content")
+    assert read(store, "obj") == b"content"
+    assert s3_proxy.operations.count("PutObject") == 2
+
+
+@pytest.mark.parametrize("answered", [204, 404])
+def test_a_deletion_whose_answer_is_lost_is_one(store: S3ObjectStore, s3_proxy: S3Proxy, answered: int) -> None:
+    store.put_object("obj", b"content")
     s3_proxy.inject(lost_answer(), operation="DeleteObject")
+    if answered == 404:  # which S3 never says, but others do
+        s3_proxy.inject(answer(404, "NoSuchKey"), operation="DeleteObject", nth=2)
     store.delete_object("obj")
+    assert s3_proxy.operations.count("DeleteObject") == 2
     assert not store.exists("obj")
 
 
-def test_a_completion_whose_answer_is_lost_is_no_success_in_disguise(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+NO_SUCH_UPLOAD = answer(404, "NoSuchUpload")
+"""What S3 says of an upload that is complete or aborted. moto's server completes it again, or fails."""
+
+
+@pytest.fixture
+def moto_proxy(moto_url: str) -> Iterator[S3Proxy]:
+    """A proxy before moto's server, whose ETags are those of S3."""
+    with S3Proxy(moto_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def moto_store(moto_proxy: S3Proxy, unique: Callable[[], str]) -> Iterator[S3ObjectStore]:
+    client = s3_client(moto_proxy.url)
+    bucket = unique()
+    client.create_bucket(Bucket=bucket)
+    with S3ObjectStore(bucket, client=client, part_size=PART, policy=QUICK) as opened:
+        yield opened
+    client.close()
+
+
+def test_a_completion_whose_answer_is_lost_is_found_out(moto_store: S3ObjectStore, moto_proxy: S3Proxy) -> None:
+    moto_proxy.inject(lost_answer(), operation="CompleteMultipartUpload")
+    moto_proxy.inject(NO_SUCH_UPLOAD, operation="CompleteMultipartUpload", nth=2)
+    stored = moto_store.put_object("obj", pieces(CONTENT))
+    assert moto_proxy.operations[-3:] == ["CompleteMultipartUpload"] * 2 + ["HeadObject"]
+    assert stored.size == len(CONTENT)
+    assert stored.etag == moto_store.stat_object("obj").etag
+    assert read(moto_store, "obj") == CONTENT
+
+
+@pytest.mark.parametrize("there", [None, CONTENT[::-1], CONTENT[:-1]], ids=["nothing", "other content", "less"])
+def test_a_completion_of_an_upload_that_is_gone_is_no_success(
+    moto_store: S3ObjectStore, moto_proxy: S3Proxy, there: bytes | None
+) -> None:
+    if there is not None:
+        moto_store.put_object("obj", pieces(there))
+    moto_proxy.inject(NO_SUCH_UPLOAD, operation="CompleteMultipartUpload", times=None)
+    with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
+        moto_store.put_object("obj", pieces(CONTENT))
+    assert moto_store.exists("obj") == (there is not None)
+
+
+def test_where_etags_tell_nothing_a_completion_that_may_be_lost_is_no_success(
+    store: S3ObjectStore, s3_proxy: S3Proxy
+) -> None:
+    """rclone's server gives an object of parts the ETag of its content."""
     s3_proxy.inject(lost_answer(), operation="CompleteMultipartUpload")
     with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
         store.put_object("obj", pieces(CONTENT))
     assert read(store, "obj") == CONTENT
 
 
-def test_many_threads_share_a_store(store: S3ObjectStore) -> None:
+def test_many_threads_share_a_store(s3: S3Client, bucket: str) -> None:
+    """Over a client with time: a completion that is given up and repeated is refused, as `lost_answer` tests show."""
+    store = S3ObjectStore(bucket, client=s3, part_size=PART, policy=QUICK)
+
     def there_and_back(number: int) -> bool:
         content = CONTENT[: (number % 3) * PART + number]
         store.put_object(f"obj-{number}", pieces(content))
@@ -336,6 +395,7 @@ def test_many_threads_share_a_store(store: S3ObjectStore) -> None:
     with ThreadPoolExecutor(16) as threads:
         assert all(threads.map(there_and_back, range(32)))
     assert len(list(store.list_objects())) == 32
+    store.close()
 
 
 # Listing and names

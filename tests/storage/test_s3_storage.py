@@ -19,7 +19,7 @@ from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import Digest, RetryPolicy, S3Pointer, Tags
 from tests.helpers import eventually
 
-from .s3_proxy import Exchange, Fault, Hold, S3Proxy, internal_error, lost_answer, reset, truncate
+from .s3_proxy import Exchange, Fault, Hold, S3Proxy, Seen, answer, internal_error, lost_answer, reset, truncate
 from .s3_servers import aio_s3_client, s3_client
 
 if TYPE_CHECKING:
@@ -428,6 +428,43 @@ async def test_an_upload_whose_begin_was_repeated_leaves_none_behind(
     assert s3_proxy.operations.count("CreateMultipartUpload") == 2
     assert keys(s3, bucket) == [KEY]
     assert_nothing_is_left(s3, bucket)
+
+
+async def test_a_completion_whose_answer_is_lost_is_found_out_when_it_is_repeated(
+    kind: str, moto: S3Client, moto_proxy: S3Proxy, bucket_name: str
+) -> None:
+    for nth in (1, 3):
+        moto_proxy.inject(lost_answer(), operation="CompleteMultipartUpload", nth=nth)
+        moto_proxy.inject(answer(404, "NoSuchUpload"), operation="CompleteMultipartUpload", nth=nth + 1)
+    moto_proxy.inject(lost_answer(), operation="DeleteObject")
+    moto_proxy.inject(answer(404, "NoSuchKey"), operation="DeleteObject", nth=2)
+    retries = {"total_max_attempts": 3, "mode": "standard"}
+    async with client_of(kind, moto_proxy.url, retries=retries) as client:
+        await storage_of(client, bucket_name, copy_threshold=100_000).write_data_stream(pieces(CONTENT))
+    assert moto_proxy.operations.count("CompleteMultipartUpload") == 4
+    assert moto_proxy.operations.count("DeleteObject") == 2
+    assert keys(moto, bucket_name) == [KEY]
+    assert_nothing_is_left(moto, bucket_name)
+
+
+async def test_an_upload_that_is_gone_is_no_success(
+    kind: str, moto: S3Client, moto_proxy: S3Proxy, bucket_name: str
+) -> None:
+    async def replace(exchange: Exchange) -> web.StreamResponse:
+        """Another object of the same size takes the place of the one to be made."""
+        key = Seen(exchange.request.method, exchange.request.raw_path, exchange.request.headers).path.split("/", 2)[2]
+        await asyncio.to_thread(moto.put_object, Bucket=bucket_name, Key=key, Body=CONTENT[::-1])
+        return await answer(404, "NoSuchUpload")(exchange)
+
+    for fault in (replace, answer(404, "NoSuchUpload")):
+        moto_proxy.clear()
+        moto_proxy.inject(fault, operation="CompleteMultipartUpload")
+        async with client_of(kind, moto_proxy.url) as client:
+            with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
+                await storage_of(client, bucket_name).write_data_stream(pieces(CONTENT))
+        assert "HeadObject" in moto_proxy.operations
+        assert_nothing_is_left(moto, bucket_name)
+        assert keys(moto, bucket_name) == []
 
 
 async def test_uploads_of_others_to_the_final_key_are_left_alone(
