@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(8000, alias="ETL_PORT", ge=0, le=65535)
     """Port to listen on; 0: any free one."""
+    reuse_port: bool = Field(False, alias="ETL_REUSE_PORT")
+    """Share the port with other servers that were started with this: a new one takes over from an old one."""
     workers: int = Field(
         default_factory=lambda: available_cpus(), validation_alias=AliasChoices("ETL_WORKERS", "NUM_WORKERS"), ge=1
     )
@@ -92,7 +94,9 @@ class Settings(BaseSettings):
     object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0, allow_inf_nan=False)
     """Seconds that a transform may take for one object, or a stream between two pieces. Default: any time."""
     drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
-    """Seconds that a stopping server waits for the objects in flight."""
+    """Seconds in which a server that is told to stop has to finish what is in flight, and end."""
+    drain_delay: float = Field(0.0, alias="ETL_DRAIN_DELAY", ge=0, allow_inf_nan=False)
+    """Seconds that it goes on taking connections before it finishes, for load balancers to see that it is not ready."""
 
     class_payload: str = Field("", alias="ETL_CLASS_PAYLOAD", repr=False)
     """The class to serve, as `serialize_class` gives it."""

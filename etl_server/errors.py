@@ -23,6 +23,7 @@ ETLError                        500
 │   ├── ETLNotRunningError      … an ETL was to be started and does not run
 │   └── JobFailedError          … a job was aborted, or some of its objects failed
 ├── ConfigError                 no answer: the server does not start
+├── StartError                  no answer: the server does not start, or cannot go on
 ├── ClassLoadError              no answer: the user's class cannot be found
 ├── JobError                    no answer: a job cannot start
 ├── PayloadError                no answer: a serialized class cannot be loaded
@@ -228,6 +229,10 @@ class JobFailedError(ClusterError):
 
 class ConfigError(ETLError):
     """A setting has a bad value. The text is one line: variable, value, what was expected."""
+
+
+class StartError(ETLError):
+    """A server cannot start."""
 
 
 class ClassLoadError(ETLError):

@@ -15,24 +15,23 @@ SMALL_OBJECT = 64
 
 
 class Admission:
-    """Counts what is in flight; knows when all of it that was there as draining began is finished."""
+    """Counts what is in flight."""
 
     def __init__(self, max_memory: int) -> None:
         self.memory = Memory(max_memory)
         self.draining = asyncio.Event()
         """Set once the process is to stop."""
-        self._counts = [0, 0]
+        self.in_flight = 0
+        """Objects and WebSockets that are not finished."""
         self._drainers: set[Callable[[], None]] = set()
 
-    def enter(self) -> int:
-        """An object, or a WebSocket, comes in; the return value is for `leave`."""
-        late = int(self.draining.is_set())
-        self._counts[late] += 1
-        return late
+    def enter(self) -> None:
+        """An object, or a WebSocket, comes in."""
+        self.in_flight += 1
 
-    def leave(self, ticket: int, drainer: Callable[[], None] | None = None) -> None:
+    def leave(self, drainer: Callable[[], None] | None = None) -> None:
         """It is finished, and so is what it gave to `on_drain`."""
-        self._counts[ticket] -= 1
+        self.in_flight -= 1
         if drainer is not None:
             self._drainers.discard(drainer)
 
@@ -46,16 +45,6 @@ class Admission:
             self.draining.set()
             for drainer in tuple(self._drainers):
                 drainer()
-
-    @property
-    def in_flight(self) -> int:
-        """Objects and WebSockets that are not finished."""
-        return sum(self._counts)
-
-    @property
-    def drained(self) -> bool:
-        """Whether all that was in flight as draining began is finished."""
-        return self.draining.is_set() and not self._counts[0]
 
 
 class Memory:

@@ -78,7 +78,7 @@ class ETLApp(FastAPI):
 
     async def _serve(self, handler: Handler, exchange: ASGIExchange) -> None:
         """Answer one request; if the client goes away meanwhile, whatever is going on for it ends."""
-        ticket = self.worker.admission.enter()
+        self.worker.admission.enter()
         pump = asyncio.create_task(exchange.pump())
         work = asyncio.create_task(self.worker.serve(handler, exchange))
         try:
@@ -92,7 +92,7 @@ class ETLApp(FastAPI):
         finally:
             work.cancel()
             pump.cancel()
-            self.worker.admission.leave(ticket)
+            self.worker.admission.leave()
 
 
 def _only(allow: str) -> Handler:

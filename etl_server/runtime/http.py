@@ -8,6 +8,7 @@ pipelined requests, and shutting down, are uvicorn's.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, cast
@@ -220,6 +221,15 @@ class ObjectProtocol(HttpToolsProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
+    def idle_since(self, moment: float) -> bool:
+        """Whether nothing is in work, and nothing has come since that moment (`time.monotonic()`)."""
+        if self._in_head or self._since > moment or not (self.cycle is None or self.cycle.response_complete):
+            return False
+        connection = self.transport.get_extra_info("socket")
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
     def head(self, status: int, content_type: str) -> bytes:
         """The beginning of an answer's head, which is the same for many."""
         headers = self.server_state.default_headers  # uvicorn's own: Date, which it renews every second
@@ -299,7 +309,6 @@ class HttpExchange:
         "_http10",
         "_protocol",
         "_task",
-        "_ticket",
         "body",
         "content_length",
         "disconnected",
@@ -317,7 +326,6 @@ class HttpExchange:
         self._protocol = protocol
         self._handler = handler
         self._task: asyncio.Task[None] | None = None
-        self._ticket = -1
         self.method = method
         self.path = path
         self.query = query
@@ -355,7 +363,7 @@ class HttpExchange:
                 now = already(now)
             if now is not None:
                 self._handler = now
-        self._ticket = worker.admission.enter()
+        worker.admission.enter()
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
         if task is not None:
             self._protocol.tasks.add(task)
@@ -384,7 +392,7 @@ class HttpExchange:
             protocol.cut(reset=self._http10)
             raise
         finally:
-            protocol.worker.admission.leave(self._ticket)
+            protocol.worker.admission.leave()
 
     def send_whole(self, answer: Answer) -> bool:
         body = answer.body

@@ -21,6 +21,8 @@ from .worker import ObjectRequest, Worker
 
 WINDOW = 16
 """Objects of one connection that are in work at once; further ones wait in its socket."""
+LATE_LINGER = 1.0
+"""Seconds that a connection is kept which was made while the server was stopping."""
 LONGEST_REASON = 123
 """Bytes that fit in a close frame beside its code (RFC 6455, 5.5)."""
 
@@ -57,8 +59,11 @@ class Session:
         self._ended = asyncio.Event()
         self._paused = False
         self._waiting: asyncio.Task[None] | None = None
-        self._ticket = worker.admission.enter()
+        worker.admission.enter()
         worker.admission.on_drain(self._drain)
+        if worker.admission.draining.is_set():
+            # Its client did not know. One object is taken, if it comes soon.
+            asyncio.get_running_loop().call_later(LATE_LINGER, self._drain)
         worker.sessions.add(self)
 
     # The transport's side
@@ -254,7 +259,7 @@ class Session:
             due.lease.release()
         self._due.clear()
         self._worker.sessions.discard(self)
-        self._worker.admission.leave(self._ticket, self._drain)
+        self._worker.admission.leave(self._drain)
 
 
 class _Due:

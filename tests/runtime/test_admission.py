@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl_server import ETLServer
-from etl_server.runtime.admission import Admission, Lease, Memory
+from etl_server.runtime.admission import Lease, Memory
 from etl_server.testing import Driver, Target
 from tests.conftest import Serve
 
@@ -120,16 +120,6 @@ def test_everything_is_admitted_in_the_end_and_given_back(objects: list[tuple[in
         assert most <= 8 * MIB
 
     asyncio.run(run())
-
-
-def test_what_came_after_draining_began_does_not_hold_it_up() -> None:
-    admission = Admission(MIB)
-    before = admission.enter()
-    admission.drain()
-    admission.enter()
-    assert not admission.drained
-    admission.leave(before)
-    assert admission.drained
 
 
 class Hold(ETLServer):

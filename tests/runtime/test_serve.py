@@ -92,6 +92,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def health_over(connection: http.client.HTTPConnection) -> int:
+    connection.request("GET", "/health")
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
 def health_is(port: int, status: int) -> bool:
     try:
         return request(port, "GET", "/health")[0] == status
@@ -111,9 +118,10 @@ def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight(
         port = server.wait_until_listening().port
         wait_until(lambda: len(journal(spec)) == int(workers))
         in_flight = pool.submit(put, port, b"hello", str(gate))
+        probe = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         with gate.open("w"):  # once it is open, the transform has opened it too
             server.signal(number)
-            wait_until(lambda: health_is(port, 503))
+            wait_until(lambda: health_over(probe) == 503)
             assert not in_flight.done()
         assert in_flight.result() == (200, b"HELLO")
         assert server.wait() == 0

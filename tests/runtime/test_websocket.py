@@ -701,7 +701,7 @@ async def test_a_server_that_stops_finishes_what_it_took_and_then_says_so(
         received = [await socket.receive()]
         while received[-1].kind != "close":
             received.append(await socket.receive())
-        await eventually(lambda: live.worker.admission.drained)
+        await eventually(lambda: not live.worker.admission.in_flight)
     closed = received.pop()
     assert closed.code == 1001
     # What it had taken is a beginning of what was sent, all of it answered, nothing worked on in vain.
