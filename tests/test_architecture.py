@@ -178,6 +178,10 @@ def test_writing_a_class_loads_no_server() -> None:
     assert loaded_by("from etl_server import ETLServer").isdisjoint({"fastapi", "uvicorn", "requests", "aiohttp"})
 
 
+def test_a_worker_of_a_job_loads_no_server() -> None:
+    assert loaded_by("import etl_server.jobs.worker").isdisjoint({"fastapi", "starlette", "uvicorn", "picows"})
+
+
 def test_the_command_line_loads_what_a_command_needs_when_it_runs() -> None:
     heavy = {"fastapi", "uvicorn", "requests", "pydantic", "aiohttp", "httpx", "cloudpickle", "tenacity"}
     assert loaded_by("import etl_server.cli").isdisjoint(heavy)

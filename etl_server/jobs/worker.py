@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ..config import Settings
 from ..runtime.logs import configure_logging
-from ..runtime.serve import SWITCH_INTERVAL
+from ..runtime.threads import SWITCH_INTERVAL
 from ..server import ETLServer
 from ..storage import Owner
 from .board import SLOTS, Board
@@ -32,13 +32,16 @@ from .transfer import Budget, Transfer
 
 FLUSH_INTERVAL = 0.05
 """Seconds for which outcomes wait for others to be sent with."""
-ADAPT_INTERVAL = 0.1
+FLUSH_SHARE = 0.1
+"""Share of its time that a lane gives to having outputs on disk, where there is enough other work."""
+LONGEST_FLUSH_INTERVAL = 0.2
+ADAPT_INTERVAL = 0.2
 """Seconds between two looks at whether there are enough lanes."""
 BUSY = 0.85
 """CPUs in use from which the process counts as busy."""
 GAIN = 1.1
 """Times as much that more lanes have to get done in order to stay."""
-PATIENCE = 30
+PATIENCE = 15
 """Looks for which a number of lanes that did not help is not tried again."""
 _PDEATHSIG = 1
 
@@ -110,7 +113,7 @@ class _Worker:
         self._done = 0
         self._stopping = threading.Event()
         self._sending = threading.Lock()
-        self._flush_now = threading.Event()
+        self._flush_due = 0.0
 
     async def run(self) -> None:
         config = self._config
@@ -139,7 +142,7 @@ class _Worker:
             threading.Thread(target=task, daemon=True).start()
         self._grow()
         await asyncio.to_thread(self._wait_for_end)
-        self._flush()
+        self._flush(wait=True)
         await _maybe_await(server.teardown())
         transfer.close()
 
@@ -191,8 +194,8 @@ class _Worker:
                 self._outcomes.append(outcome)
                 self._done += 1
             board.release(slot)
-            if outcome.seconds > FLUSH_INTERVAL:
-                self._flush_now.set()
+            if time.monotonic() >= self._flush_due or self._tasks.empty():
+                self._flush()
             with self._lock:
                 if slot >= self._wanted and slot == self._lanes - 1:
                     self._lanes -= 1
@@ -203,19 +206,31 @@ class _Worker:
             self._changed.notify_all()
 
     def _flush_regularly(self) -> None:
+        """Send the outcomes that no lane has come to send."""
         while True:
-            self._flush_now.wait(FLUSH_INTERVAL)
-            self._flush_now.clear()
-            self._flush()
+            time.sleep(FLUSH_INTERVAL)
+            if self._outcomes and time.monotonic() > self._flush_due + FLUSH_INTERVAL:
+                self._flush()
 
-    def _flush(self) -> None:
-        """Settle and send outcomes, many at once, while the lanes go on."""
-        # Sent within a lock, so that the last ones are on their way when the process ends.
-        with self._sending:
+    def _flush(self, *, wait: bool = False) -> None:
+        """Settle and send outcomes, many at once. Where another thread is about it, nothing is done, or `wait`.
+
+        Lanes do this between two objects, because a thread of its own would quarrel with them about the interpreter.
+        """
+        if not self._sending.acquire(blocking=wait):
+            return
+        try:
+            self._flush_due = float("inf")
             with self._lock:
                 outcomes, self._outcomes = self._outcomes, []
+            began = time.monotonic()
             if outcomes:
                 self._pipe.send(Outcomes(self._transfer.settle(outcomes), self._wanted))
+            ended = time.monotonic()
+            pause = (ended - began) * (1 / FLUSH_SHARE - 1)
+            self._flush_due = ended + min(max(pause, FLUSH_INTERVAL), LONGEST_FLUSH_INTERVAL)
+        finally:
+            self._sending.release()
 
     def _adapt(self) -> None:
         rate_before = 0.0

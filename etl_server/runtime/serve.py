@@ -27,6 +27,7 @@ from .listen import BACKLOG, bind, url_of
 from .logs import configure_logging
 from .stores import check_stores
 from .supervise import STARTUP_FAILURE, Channel, Supervisor
+from .threads import SWITCH_INTERVAL
 from .ws import LARGEST_MESSAGE
 
 MakeServer = Callable[[], ETLServer]
@@ -34,8 +35,6 @@ MakeServer = Callable[[], ETLServer]
 
 KEEP_ALIVE = 120
 """Seconds that an idle connection is kept: longer than a target keeps its own, so that it is the one to close it."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds for which a thread that computes keeps the interpreter while the event loop wants it."""
 MOST_KEPT = 128 * 1024**2
 """Bytes of freed memory that a process keeps at the most; never more than a quarter of what objects may take up."""
 LARGEST_KEPT = 32 * 1024**2

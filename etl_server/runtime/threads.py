@@ -14,6 +14,8 @@ from ..config import available_cpus
 
 T = TypeVar("T")
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds for which a thread that computes keeps the interpreter while the event loop wants it."""
 TICK = 0.005
 """Seconds between two looks at what the threads do."""
 LATE = 0.005

@@ -116,12 +116,13 @@ class FileTree:
         with self._find(name) as found:
             descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
         try:
-            # One byte more than there is, so that the second read is the end.
-            wanted = os.fstat(descriptor).st_size + 1
-            pieces = []
-            while piece := os.read(descriptor, wanted):
-                pieces.append(piece)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            size = os.fstat(descriptor).st_size
+            whole = piece = os.read(descriptor, size + 1)
+            if len(whole) == size:  # the byte beyond its end did not come, so this was the end
+                return whole
+            while piece := os.read(descriptor, size + 1):
+                whole += piece
+            return whole
         finally:
             os.close(descriptor)
 
@@ -298,7 +299,7 @@ class FileTree:
         """A descriptor of the object's file, not open for reading: opening could do something, or wait (a pipe)."""
         missing = FileNotFoundError(errno.ENOENT, "no such object", name)
         try:
-            descriptor = os.open(self.path(name), os.O_PATH)
+            descriptor = os.open(self._inside + object_path(name), os.O_PATH)
         except OSError as error:
             if error.errno in _MISSING:
                 raise missing from None
