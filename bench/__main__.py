@@ -15,8 +15,16 @@ from rich.markup import escape
 from rich.status import Status
 
 from . import report as reporting
-from .cases import GO, OURS, Case, select
-from .environment import Environment, EnvironmentProblemError, default_cache, machine, prepare, versions
+from .cases import GO, OURS, Case, Measure, select
+from .environment import (
+    Environment,
+    EnvironmentProblemError,
+    default_cache,
+    machine,
+    prepare,
+    versions,
+    without_servers,
+)
 from .measures import Stage
 from .results import Report
 from .runner import run_case, shortened
@@ -93,7 +101,8 @@ def _measure(
 ) -> Report:
     progress = Console(stderr=True)
     try:
-        environment = prepare(cache, progress.print)
+        alone = all(case.measure is Measure.JOB for case in cases)
+        environment = without_servers(cache) if alone else prepare(cache, progress.print)
     except EnvironmentProblemError as error:
         progress.print(str(error), markup=False)
         raise typer.Exit(1) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -17,6 +18,9 @@ THREADED = "threaded"
 GO = "go"
 ASGI = "asgi"
 LOOP = "loop"
+SYNCING = "syncing"
+XARGS = "xargs"
+ALONE = "alone"
 PYTHON = "python"
 CEILING = "ceiling"
 
@@ -35,6 +39,7 @@ class Measure(Enum):
     FLOOD = "flood"
     STARTUP = "startup"
     IMPORT = "import"
+    JOB = "job"
 
 
 class Way(Enum):
@@ -46,6 +51,8 @@ class Way(Enum):
     PIPELINE = "pipeline"
     FQN = "fqn"
     WEBSOCKET = "websocket"
+    FILES = "files"
+    S3 = "s3"
 
 
 class Generator(Enum):
@@ -98,6 +105,8 @@ class Case:
     """The least ratio ours/peer to reach."""
     at_most: float | None = None
     """The most that our own number may be."""
+    again: bool = False
+    """Whether it is the second run of a job that is measured."""
 
 
 def _sized(size: int) -> str:
@@ -136,6 +145,13 @@ def _throughput(
         environment=environment or {},
     )
 
+
+def _job(name: str, title: str, peers: tuple[str, ...] = (), **options: Any) -> Case:
+    return Case(name=f"jobs-{name}", title=f"job: {title}", peers=peers, measure=Measure.JOB, workers=2, **options)
+
+
+_THUMBNAILS: dict[str, Any] = {"transform": "Thumbnail", "count": 8000, "size": 35 * KIB, "ratios": {ALONE: 0.91}}
+_SKIPPED: dict[str, Any] = {"count": 100_000, "size": 16, "way": Way.FILES, "again": True}
 
 _DIRECT = {"DIRECT_PUT": "true"}
 _PATHS = {"ETL_DIRECT_FQN": "true"}
@@ -220,6 +236,19 @@ CASES: tuple[Case, ...] = (
         measure=Measure.IMPORT,
         metric=TIME,
     ),
+    _job("thumbnails-files", "8,000 thumbnails, files to files", (ALONE,), way=Way.FILES, **_THUMBNAILS),
+    _job("thumbnails-s3", "8,000 thumbnails, S3 to S3", (ALONE,), way=Way.S3, **_THUMBNAILS),
+    _job(
+        "small",
+        "20,000 of 4 KiB as they came, files to files",
+        (XARGS, SYNCING, LOOP),
+        way=Way.FILES,
+        count=20_000,
+        size=4 * KIB,
+        ratios={XARGS: 5, SYNCING: 3, LOOP: 3},
+    ),
+    _job("skip-time", "100,000 skipped by a second run, time", metric=TIME, at_most=10_000, **_SKIPPED),
+    _job("skip-memory", "100,000 skipped by a second run, memory", metric=PEAK, at_most=300 * MIB, **_SKIPPED),
 )
 
 

@@ -66,6 +66,12 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "etl-server-bench"
 
 
+def without_servers(cache: Path) -> Environment:
+    """What cases need that no server takes part in: a place for their objects."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return Environment(cache=cache, peers=Path(), tools=Path(), wrk="", go_peer=Path(), go_label="")
+
+
 def prepare(cache: Path, say: Say) -> Environment:
     """Install the peers and build the Go programs, where that is not done yet.
 
@@ -105,6 +111,8 @@ def versions(environment: Environment) -> dict[str, str]:
     found = {"etl-server": _own_version("etl-server")}
     for name in ("uvicorn", "uvloop", "httptools"):
         found[f"{name} (ours)"] = _own_version(name)
+    if not environment.wrk:
+        return found
     listed = _output([str(environment.peers / "python"), "-m", "pip", "list", "--format", "json"])
     installed = {package["name"].lower(): package["version"] for package in json.loads(listed)}
     for name in ("aistore", "fastapi", "starlette", "uvicorn", "httpx", "flask", "gunicorn", "websockets"):

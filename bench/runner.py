@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from .cases import CEILING, FLOOD_MEMORY, GIB, LOOP, MIB, OURS, Case, Measure, Way
+from .jobs import Bench
 from .load import LoadProblemError
 from .measures import Stage, cpu, flood, health, import_, startup, throughput
 from .results import CaseResult, Run, summed_up
@@ -31,11 +32,18 @@ def run_case(stage: Stage, case: Case, rounds: int, progress: Progress) -> CaseR
         return summed_up(case, _rounds(turns, rounds, 0, progress))
     if case.measure is Measure.FLOOD:
         return summed_up(case, _one_after_another(stage, case, min(rounds, FLOOD_ROUNDS), progress))
+    if case.measure is Measure.JOB:
+        progress(f"{case.title}: making the objects")
+        with Bench(case, stage.environment.cache) as bench:
+            turns = {key: _job_turn(bench, key) for key in (OURS, *case.peers)}
+            return summed_up(case, _rounds(turns, rounds, 0, progress))
     return summed_up(case, _side_by_side(stage, case, rounds, progress))
 
 
 def shortened(case: Case) -> Case:
     """The case as `--quick` runs it."""
+    if case.measure is Measure.JOB and case.count:
+        return replace(case, count=case.count // 10, title=f"{case.title} (quick: a tenth of them)")
     if case.size >= GIB:
         return replace(case, size=128 * MIB, title=f"{case.title} (quick: 128 MiB)")
     if case.measure is Measure.FLOOD:
@@ -122,6 +130,10 @@ def _startup_turn(stage: Stage, case: Case, key: str) -> Turn:
 
 def _import_turn(stage: Stage, case: Case, key: str) -> Turn:
     return lambda number, seconds: import_(stage, case, key, number)
+
+
+def _job_turn(bench: Bench, key: str) -> Turn:
+    return lambda number, seconds: bench.run(key, number)
 
 
 @contextmanager

@@ -13,7 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .cases import ASGI, CEILING, FASTAPI, FLASK, GO, LOOP, OURS, PYTHON, THREADED, Case, Way
+from .cases import (
+    ALONE,
+    ASGI,
+    CEILING,
+    FASTAPI,
+    FLASK,
+    GO,
+    LOOP,
+    OURS,
+    PYTHON,
+    SYNCING,
+    THREADED,
+    XARGS,
+    Case,
+    Way,
+)
 from .environment import BENCH, PEERS, ROOT, Environment
 from .processes import Process
 
@@ -29,6 +44,9 @@ LABELS = {
     GO: "Go",
     ASGI: "bare ASGI echo (uvicorn)",
     LOOP: "plain loop",
+    SYNCING: "plain loop that syncs",
+    XARGS: "xargs -P2, a sample",
+    ALONE: "transforms alone",
     PYTHON: "bare python",
     CEILING: "generator's ceiling",
 }
