@@ -270,6 +270,15 @@ class Ledger:
         query = "SELECT 1 FROM objects WHERE stored = ? AND output != ? LIMIT 1"
         return self._db.execute(query, (stored, output)).fetchone() is not None
 
+    def unnamed(self, names: Iterable[str]) -> list[str]:
+        """Those of the names under which no object has its output."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS claimed (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        with self._transaction():
+            self._db.execute("DELETE FROM claimed")
+            self._db.executemany("INSERT OR IGNORE INTO claimed VALUES (?)", ((name,) for name in names))
+        query = "SELECT name FROM claimed EXCEPT SELECT stored FROM objects"
+        return [name for (name,) in self._db.execute(query)]
+
     def forget(self, output: str) -> None:
         """The output is no more."""
         self._db.execute("DELETE FROM objects WHERE output = ?", (output,))

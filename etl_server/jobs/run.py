@@ -18,6 +18,8 @@ from ..loading import load_class
 from ..payload import local_modules
 from ..server import ETLServer
 from ..storage import ObjectStore, open_store
+from .claims import claimed
+from .copies import remove_copies
 from .engines import Busy, Engine
 from .engines.local import LocalEngine
 from .fingerprint import fingerprint
@@ -206,10 +208,14 @@ class Job:
 
     def _clean(self, ledger: Ledger) -> None:
         """Remove what was left half-written, by workers that have all ended. It does no harm where that fails."""
+        remove_copies(ledger.owner)
         if self._options.sink is not None and not self._options.inspect:
             try:
                 with open_store(self._options.sink) as sink:
+                    for name in ledger.unnamed(claimed(ledger.owner.journal)):
+                        sink.delete_object(name)
                     sink.clean(ledger.owner)
+                ledger.owner.journal.unlink(missing_ok=True)
             except (OSError, ObjectStoreError) as error:
                 logger.warning("what is half-written stays until the next run: %s", error)
                 return

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ..config import Settings
@@ -18,6 +20,8 @@ from ..runtime.flow import AsyncReader, Batch, BatchStream, buffered
 from ..runtime.threads import WorkerThreads
 from ..server import ETLServer
 from ..storage import ObjectInfo, ObjectStore, Owner, Unsettled, open_store
+from .claims import claim
+from .copies import Copies
 from .ledger import Outcome, Task
 from .naming import Naming
 from .plan import output_identity
@@ -60,10 +64,13 @@ class Transfer:
         self._sink = None if sink_uri is None else open_store(sink_uri)
         if self._sink is not None:
             self._sink.claim(owner)
+        self._owner = owner
         self._unsettled: dict[int, Unsettled] = {}
         """Outputs by their tasks, before they are sure to last."""
         self._naming = naming
         self._etl_args = etl_args
+        self._by_path = self._settings.direct_fqn and not server.streams
+        self._copies = Copies(owner)
         self._budget = budget
         self._loop = asyncio.get_running_loop()
         self._executor = Executor(server, WorkerThreads())
@@ -75,6 +82,7 @@ class Transfer:
 
     def close(self) -> None:
         """Close the stores."""
+        self._copies.close()
         self._source.close()
         if self._sink is not None:
             self._sink.close()
@@ -119,17 +127,27 @@ class Transfer:
         return settled
 
     def _whole(self, task: Task, mark: Mark) -> Outcome:
-        data = self._source.read_object(task.source)
+        if not self._by_path:
+            data = self._source.read_object(task.source)
+            return self._transformed(task, data, len(data), mark)
+        path = self._source.local_path(task.source)
+        if path is not None:
+            return self._transformed(task, path, Path(path).stat().st_size, mark)
+        with self._copies.copy(self._source, task.source) as copy:
+            return self._transformed(task, str(copy), copy.stat().st_size, mark)
+
+    def _transformed(self, task: Task, data: bytes | str, size: int, mark: Mark) -> Outcome:
+        """The outcome of an object of `size` bytes. `data`: its content, or the path of a file that has it."""
         if self._direct:
             result = self._transform(data, task.source, mark)
         else:
             mark(time.monotonic())
             result = self._on_loop(self._executor.transform(data, task.source, self._etl_args))
         mark(0)
-        stored, stored_id = self._put(task, result, len(result))
-        return Outcome(task.id, "", stored, stored_id, len(data), len(result))
+        stored, stored_id = self._put(task, result)
+        return Outcome(task.id, "", stored, stored_id, size, len(result))
 
-    def _transform(self, data: bytes, name: str, mark: Mark) -> bytes:
+    def _transform(self, data: bytes | str, name: str, mark: Mark) -> bytes:
         if self._slots is not None:
             self._slots.acquire()
         mark(time.monotonic())
@@ -168,7 +186,7 @@ class Transfer:
                     self._on_loop(stream.aclose())
                 source.close()
 
-        stored, stored_id = self._put(task, pieces(), None)
+        stored, stored_id = self._put(task, pieces())
         return Outcome(task.id, "", stored, stored_id, source.bytes_read, written)
 
     def _batches(self, stream: BatchStream, mark: Mark) -> Iterator[Batch]:
@@ -179,26 +197,49 @@ class Transfer:
                 return
             yield batch
 
-    def _put(self, task: Task, content: bytes | Iterator[bytes], size: int | None) -> tuple[str, str]:
+    def _put(self, task: Task, content: bytes | Iterator[bytes]) -> tuple[str, str]:
         """The name and the identity of the output that was written."""
-        name = task.output
-        if self._sink is None:
+        sink = self._sink
+        if sink is None:
             if not isinstance(content, bytes):
                 for _ in content:
                     pass
-            return name, ""
+            return task.output, ""
         if self._naming.router == "content-hash":
-            if not isinstance(content, bytes):
-                content = b"".join(content)
-            name = self._naming.hashed(name, hashlib.sha256(content).hexdigest())
+            return self._put_hashed(sink, task, content)
+        return self._put_as(sink, task, task.output, content)
+
+    def _put_hashed(self, sink: ObjectStore, task: Task, content: bytes | Iterator[bytes]) -> tuple[str, str]:
+        """Put an output under the name that its content gives it. A large stream waits on disk for its name."""
+        if isinstance(content, bytes):
+            return self._put_claimed(sink, task, content, hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256()
+        with tempfile.SpooledTemporaryFile(LARGE) as spool:
+            for piece in content:
+                digest.update(piece)
+                spool.write(piece)
+            small = spool.tell() <= LARGE
+            spool.seek(0)
+            again = spool.read() if small else iter(lambda: spool.read(PIECE), b"")
+            return self._put_claimed(sink, task, again, digest.hexdigest())
+
+    def _put_claimed(
+        self, sink: ObjectStore, task: Task, content: bytes | Iterator[bytes], digest: str
+    ) -> tuple[str, str]:
+        name = self._naming.hashed(task.output, digest)
+        if not sink.exists(name):
+            claim(self._owner.journal, name)
+        return self._put_as(sink, task, name, content)
+
+    def _put_as(self, sink: ObjectStore, task: Task, name: str, content: bytes | Iterator[bytes]) -> tuple[str, str]:
         if isinstance(content, bytes) and len(content) <= LARGE:
-            unsettled = self._sink.put_unsettled(name, content, content_type=self._mime_type())
+            unsettled = sink.put_unsettled(name, content, content_type=self._mime_type())
             self._unsettled[task.id] = unsettled
             info: ObjectInfo = unsettled.info
         else:
-            self._sink.put_object(name, content, content_type=self._mime_type())
+            sink.put_object(name, content, content_type=self._mime_type())
             # Some servers call an object that came in parts by one etag then, and by another one ever after.
-            info = self._sink.stat_object(name)
+            info = sink.stat_object(name)
         return name, output_identity(info, self._naming.router)
 
     def _mime_type(self) -> str:

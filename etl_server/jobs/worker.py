@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import inspect
 import os
 import queue
 import signal
@@ -18,9 +17,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..awaiting import maybe_await
 from ..config import Settings
+from ..runtime.clients import close_clients
 from ..runtime.logs import configure_logging
 from ..runtime.threads import SWITCH_INTERVAL
 from ..server import ETLServer
@@ -131,7 +132,7 @@ class _Worker:
                 config.etl_args,
                 Budget(config.memory),
             )
-            await _maybe_await(server.setup())
+            await maybe_await(server.setup())
         except BaseException as error:
             reason = f"the transform cannot be set up: {type(error).__name__}: {error}"
             self._pipe.send(Refused(" ".join(self._settings.redact(reason).split())))
@@ -143,8 +144,11 @@ class _Worker:
         self._grow()
         await asyncio.to_thread(self._wait_for_end)
         self._flush(wait=True)
-        await _maybe_await(server.teardown())
-        transfer.close()
+        try:
+            await maybe_await(server.teardown())
+        finally:
+            await close_clients(server)
+            transfer.close()
 
     def _receive(self) -> None:
         while True:
@@ -260,11 +264,6 @@ def file_identity(file: str) -> str:
     except OSError:
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-async def _maybe_await(result: Any) -> None:
-    if inspect.isawaitable(result):
-        await result
 
 
 def _die_with(parent: int) -> None:

@@ -24,6 +24,8 @@ from .logs import redact_clients
 if TYPE_CHECKING:
     import httpx
 
+    from ..server import ETLServer
+
 CONNECT_TIMEOUT = 10.0
 """Seconds to establish a connection."""
 ERROR_BODY_LIMIT = 64 * 1024
@@ -48,6 +50,14 @@ def target_session(settings: Settings) -> requests.Session:
     if token:
         session.auth = _TargetToken(settings)
     return session
+
+
+async def close_clients(server: ETLServer) -> None:
+    """Close those of an instance's `session` and `client` that it has used."""
+    if "session" in vars(server):
+        server.session.close()
+    if "client" in vars(server):
+        await server.client.aclose()
 
 
 def plain_session(settings: Settings) -> requests.Session:

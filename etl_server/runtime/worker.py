@@ -37,7 +37,7 @@ from ..wire.names import (
 )
 from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path, parse_etl_pipeline
 from .admission import Admission, Lease
-from .clients import plain_session
+from .clients import close_clients, plain_session
 from .deliver import Deliverer
 from .exchange import DIRECT_PUT_LENGTH_HEADER, Answer, Exchange
 from .execute import Executor, transform_error
@@ -152,10 +152,7 @@ class Worker:
             await self.stores.close()
             self.threads.stop()
             self._downloads.close()
-            if "session" in vars(self.server):
-                self.server.session.close()
-            if "client" in vars(self.server):
-                await self.server.client.aclose()
+            await close_clients(self.server)
 
     @property
     def eager(self) -> bool:

@@ -176,6 +176,14 @@ class ObjectStore(ABC):
         with self.open_object(object_name) as stream:
             return stream.read()
 
+    def local_path(self, object_name: str) -> str | None:
+        """The path of the file that the object is, without links; None where objects are no local files.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        return None
+
     def put_unsettled(self, object_name: str, data: bytes, *, content_type: str | None = None) -> Unsettled:
         """Like `put_object`, but the object may come into being, and is sure to last, only with `settle`."""
         return Unsettled(self.put_object(object_name, data, content_type=content_type))

@@ -101,6 +101,11 @@ class FileTree:
         with self._find(name) as descriptor:
             return os.fstat(descriptor)
 
+    def real_path(self, name: str) -> str:
+        """Where the object really is: without links. Raises what `stat` raises."""
+        with self._find(name) as descriptor:
+            return _path_of(descriptor)
+
     def open(self, name: str) -> BinaryIO:
         """Open the object for reading. What is opened stays as it is while the object is replaced.
 

@@ -92,6 +92,10 @@ class LocalObjectStore(ObjectStore):
         with self._missing_by_uri(object_name):
             return self._tree.read(object_name)
 
+    def local_path(self, object_name: str) -> str:
+        with self._missing_by_uri(object_name):
+            return self._tree.real_path(object_name)
+
     def put_unsettled(self, object_name: str, data: bytes, *, content_type: str | None = None) -> Unsettled:
         check_name(object_name)
         incoming, status = self._tree.write(object_name, data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UploadJournal:
-    """Uploads that have begun and not ended, in a file that several processes append to."""
+    """Uploads that have begun and not ended, in a file that several processes append to. Lists are what it knows."""
 
     def __init__(self, path: Path) -> None:
         """`path`: the file, which comes into being with the first upload."""
@@ -16,11 +16,11 @@ class UploadJournal:
 
     def begun(self, key: str, upload: str) -> None:
         """An upload has begun."""
-        self._append([upload, key])
+        note(self._path, [upload, key])
 
     def ended(self, upload: str) -> None:
         """It was completed or aborted."""
-        self._append([upload])
+        note(self._path, [upload])
 
     def open_uploads(self) -> list[tuple[str, str]]:
         """Keys and upload ids of those that have not ended."""
@@ -31,9 +31,12 @@ class UploadJournal:
             return []
         for line in lines:
             try:
-                upload, *key = json.loads(line)
+                noted = json.loads(line)
             except ValueError:  # the disk was full; the upload did not go on
                 continue
+            if not isinstance(noted, list):
+                continue
+            upload, *key = noted
             if key:
                 uploads[upload] = key[0]
             else:
@@ -44,10 +47,12 @@ class UploadJournal:
         """There is nothing to be noted any more."""
         self._path.unlink(missing_ok=True)
 
-    def _append(self, line: list[str]) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            # A line feed before it, too: what a full disk has cut off ends there.
-            os.write(descriptor, f"\n{json.dumps(line)}\n".encode())
-        finally:
-            os.close(descriptor)
+
+def note(journal: Path, value: object) -> None:
+    """Append a line of JSON to a file, which several processes append to."""
+    descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        # A line feed before it, too: what a full disk has cut off ends there.
+        os.write(descriptor, f"\n{json.dumps(value)}\n".encode())
+    finally:
+        os.close(descriptor)

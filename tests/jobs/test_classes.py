@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,36 @@ def upper(data):
 class Upper(ETLServer):
 """
 
+CLOSING = """
+import httpx, requests
+from etl_server import ETLServer
+
+def closed(what):
+    with open(FOLDER + "/closed", "a") as file:
+        file.write(what + "\\n")
+
+class Session(requests.Session):
+    def close(self):
+        closed("session")
+
+class Client(httpx.AsyncClient):
+    async def aclose(self):
+        closed("client")
+
+class Closing(ETLServer):
+    async def setup(self):
+        self.session = Session()
+        self.client = Client()
+
+    def transform(self, data, path, etl_args):
+        global FOLDER
+        FOLDER = etl_args
+        return data
+
+    def teardown(self):
+        closed("teardown")
+"""
+
 
 @pytest.mark.parametrize(
     "body", [ASYNC, STREAM, ASYNC_STREAM, INLINE], ids=["async", "stream", "async stream", "inline"]
@@ -71,3 +102,17 @@ def test_a_name_that_is_not_utf_8_stops_the_job_before_it_starts(bench: Bench) -
     assert done.returncode == 2
     assert f"etl-server: {bench.source}: expected names in UTF-8, not 'caf\\udce9'" in done.stderr
     assert not bench.sink.exists()
+
+
+def test_a_worker_closes_what_its_class_has_opened(bench: Bench, tmp_path: Path) -> None:
+    bench.spec.write_text(CLOSING)
+    bench.fill(a="one")
+    assert bench.events("--etl-args", str(tmp_path), "--workers", "1")["done"] == 1
+    assert (tmp_path / "closed").read_text().splitlines() == ["teardown", "session", "client"]
+
+
+def test_a_teardown_that_fails_closes_them_too(bench: Bench, tmp_path: Path) -> None:
+    bench.spec.write_text(CLOSING + "        raise RuntimeError('no way down')\n")
+    bench.fill(a="one")
+    assert bench.events("--etl-args", str(tmp_path), "--workers", "1")["done"] == 1
+    assert (tmp_path / "closed").read_text().splitlines() == ["teardown", "session", "client"]

@@ -1,0 +1,35 @@
+"""Names that outputs are about to get from their content, noted in the journal of the job's owner.
+
+No plan knows such a name. If the run is killed before the ledger does, this is how the next one finds the output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..storage.uploads import note
+
+_OUTPUT = "output"
+
+
+def claim(journal: Path, name: str) -> None:
+    """From now on there may be an output of this name. Call it only where there was no such object before."""
+    note(journal, {_OUTPUT: name})
+
+
+def claimed(journal: Path) -> Iterator[str]:
+    """All names that were claimed."""
+    try:
+        file = journal.open(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                noted = json.loads(line)
+            except ValueError:  # the disk was full; nothing was stored then
+                continue
+            if isinstance(noted, dict):
+                yield noted[_OUTPUT]
