@@ -150,7 +150,7 @@ def _job(name: str, title: str, peers: tuple[str, ...] = (), **options: Any) -> 
     return Case(name=f"jobs-{name}", title=f"job: {title}", peers=peers, measure=Measure.JOB, workers=2, **options)
 
 
-_THUMBNAILS: dict[str, Any] = {"transform": "Thumbnail", "count": 8000, "size": 35 * KIB, "ratios": {ALONE: 0.91}}
+_THUMBNAILS: dict[str, Any] = {"transform": "Thumbnail", "count": 20_000, "size": 35 * KIB, "ratios": {ALONE: 0.91}}
 _SKIPPED: dict[str, Any] = {"count": 100_000, "size": 16, "way": Way.FILES, "again": True}
 
 _DIRECT = {"DIRECT_PUT": "true"}
@@ -236,8 +236,8 @@ CASES: tuple[Case, ...] = (
         measure=Measure.IMPORT,
         metric=TIME,
     ),
-    _job("thumbnails-files", "8,000 thumbnails, files to files", (ALONE,), way=Way.FILES, **_THUMBNAILS),
-    _job("thumbnails-s3", "8,000 thumbnails, S3 to S3", (ALONE,), way=Way.S3, **_THUMBNAILS),
+    _job("thumbnails-files", "20,000 thumbnails, files to files", (ALONE,), way=Way.FILES, **_THUMBNAILS),
+    _job("thumbnails-s3", "20,000 thumbnails, S3 to S3", (ALONE,), way=Way.S3, **_THUMBNAILS),
     _job(
         "small",
         "20,000 of 4 KiB as they came, files to files",
