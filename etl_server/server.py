@@ -66,7 +66,7 @@ class ETLServer:
 
         Args:
             data: the object's `bytes`; under `ETL_DIRECT_FQN=true` the path of its local file, a `str`, where the
-                target named one.
+                target named one, and in every job; only to be read.
             path: the object's name, as the target gave it.
             etl_args: this request's arguments, opaque text; often empty.
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from ..awaiting import maybe_await
@@ -36,13 +37,15 @@ FLUSH_INTERVAL = 0.05
 FLUSH_SHARE = 0.1
 """Share of its time that a lane gives to having outputs on disk, where there is enough other work."""
 LONGEST_FLUSH_INTERVAL = 0.2
-ADAPT_INTERVAL = 0.2
+ADAPT_INTERVAL = 0.1
 """Seconds between two looks at whether there are enough lanes."""
+LOOKS = 3
+"""Looks after which it is known what a number of lanes gets done."""
 BUSY = 0.85
 """CPUs in use from which the process counts as busy."""
 GAIN = 1.1
 """Times as much that more lanes have to get done in order to stay."""
-PATIENCE = 15
+PATIENCE = 30
 """Looks for which a number of lanes that did not help is not tried again."""
 _PDEATHSIG = 1
 
@@ -237,24 +240,30 @@ class _Worker:
             self._sending.release()
 
     def _adapt(self) -> None:
+        rates: list[float] = []  # since the number of lanes last changed
         rate_before = 0.0
-        trial = False
         patience = 0
         while not self._stopping.is_set():
             cpu, done, began = time.process_time(), self._done, time.monotonic()
             time.sleep(ADAPT_INTERVAL)
             elapsed = time.monotonic() - began
             busy = (time.process_time() - cpu) / elapsed
-            rate = (self._done - done) / elapsed
+            rates.append((self._done - done) / elapsed)
             patience -= 1
-            if trial and rate < rate_before * GAIN:
+            if len(rates) < LOOKS:
+                continue
+            rate = fmean(rates[-LOOKS:])
+            if rate < rate_before * GAIN:
                 self._wanted = max(1, self._wanted // 2)
                 patience = PATIENCE
-            trial = False
-            if busy < BUSY and patience <= 0 and not self._tasks.empty() and self._wanted < SLOTS:
-                rate_before, trial = rate, True
+                rates.clear()
+            elif busy < BUSY and patience <= 0 and not self._tasks.empty() and self._wanted < SLOTS:
                 self._wanted = min(SLOTS, self._wanted * 2)
-            self._grow()
+                rate_before = rate
+                rates.clear()
+                self._grow()
+                continue
+            rate_before = 0.0
 
 
 def file_identity(file: str) -> str:

@@ -80,7 +80,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Jobs have two workers, or as many as the test's module says by `WORKERS`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("ETL_WORKERS", "2")
+    monkeypatch.setenv("ETL_WORKERS", str(getattr(request.module, "WORKERS", 2)))
     return Bench(tmp_path)

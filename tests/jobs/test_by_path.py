@@ -19,6 +19,8 @@ from .test_stores import _credentials
 
 __all__ = ["_credentials", "bucket", "s3", "s3_server"]
 
+WORKERS = 1
+
 SYNC = """
 import json, os, pathlib, time
 from etl_server import ETLServer

@@ -20,6 +20,8 @@ from .test_stores import _credentials
 
 __all__ = ["_credentials", "bucket", "s3", "s3_server"]
 
+WORKERS = 1
+
 ENDLESS = """
 import os, time
 from etl_server import ETLServer

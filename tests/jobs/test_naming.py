@@ -11,6 +11,8 @@ from etl_server.jobs.naming import Naming, Selection, parse_extensions
 
 from .conftest import Bench
 
+WORKERS = 1
+
 
 @pytest.mark.parametrize(
     ("source", "output"),

@@ -8,6 +8,8 @@ import pytest
 
 from .conftest import UPPER, Bench
 
+WORKERS = 1
+
 
 @pytest.fixture
 def done(bench: Bench) -> Bench:
