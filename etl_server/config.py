@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """URI of the object store that GET reads from; empty: the target."""
     sink: str = Field("", alias="ETL_SINK")
     """URI of the object store that the results of PUT go to; empty: they are the answer."""
+    ray_address: str = Field("", alias="RAY_ADDRESS")
+    """Of the Ray cluster that does the work of a job on Ray; empty: one on this machine."""
     image: str = Field(f"etl-server:{__version__}", alias="ETL_IMAGE")
     """The container image that serves shipped classes."""
 

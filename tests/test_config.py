@@ -67,6 +67,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ("ETL_WS_ERROR", "text", "ws_error", "text"),
         ("AIS_ENDPOINT", "http://proxy:51080/", "ais_endpoint", "http://proxy:51080"),
         ("AIS_ENDPOINT", "https://[::1]", "ais_endpoint", "https://[::1]"),
+        ("RAY_ADDRESS", "head:6379", "ray_address", "head:6379"),
         ("ETL_IMAGE", "registry/etl:2", "image", "registry/etl:2"),
         ("ETL_IO_TIMEOUT", "12", "io_timeout", 12.0),
         ("ETL_OBJECT_TIMEOUT", "0.5", "object_timeout", 0.5),

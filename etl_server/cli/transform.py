@@ -39,6 +39,14 @@ def transform(
     router: Annotated[str, typer.Option(help="Call outputs by their source's `name` or by `content-hash`.")] = "name",
     etl_args: Annotated[str, typer.Option(help="Arguments for the transform.")] = "",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [ETL_WORKERS, the CPUs there are]")] = None,
+    engine: Annotated[str, typer.Option(help="Work in processes of this machine, `local`, or on `ray`.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster that this machine is a node of: host:port or auto.  [RAY_ADDRESS, one of its own]",
+        ),
+    ] = None,
     object_timeout: Annotated[
         float | None, typer.Option(help="Seconds a transform may take for an object.  [ETL_OBJECT_TIMEOUT, any]")
     ] = None,
@@ -76,9 +84,13 @@ def transform(
         raise ConfigError("--sync: expected all objects of the source, so neither --list nor --inspect")
     if router != "name" and router != "content-hash":
         raise ConfigError(f"--router {router}: expected name or content-hash")
+    if engine != "local" and engine != "ray":
+        raise ConfigError(f"--engine {engine}: expected local or ray")
+    if ray_address is not None and engine != "ray":
+        raise ConfigError(f"--ray-address {ray_address}: expected --engine ray with it")
     if report is not None:
         check_report(report)
-    settings = Settings.load(workers=workers, object_timeout=object_timeout)
+    settings = Settings.load(workers=workers, object_timeout=object_timeout, ray_address=ray_address)
     options = JobOptions(
         spec=spec,
         source=_absolute(source),
@@ -96,6 +108,8 @@ def transform(
         max_failures=1 if fail_fast else max_failures,
         workers=settings.workers,
         object_timeout=settings.object_timeout,
+        engine=engine,
+        ray_address=settings.ray_address,
     )
     job = Job(options, settings)
     for number in (signal.SIGINT, signal.SIGTERM):

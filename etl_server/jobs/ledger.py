@@ -12,6 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -32,7 +33,7 @@ CREATE TABLE about (
     sink TEXT NOT NULL,
     run INTEGER NOT NULL,
     id TEXT NOT NULL,             -- that of no other ledger
-    littered INTEGER NOT NULL     -- whether the sink may hold what is half-written
+    littered INTEGER NOT NULL     -- whether the sink may hold what is half-written, and by whom: Litter
 );
 CREATE TABLE objects (
     output TEXT PRIMARY KEY,      -- the output's name by plan
@@ -58,6 +59,16 @@ CREATE TEMP TABLE plan (
 );
 CREATE TEMP TABLE present (name TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
 """
+
+
+class Litter(IntEnum):
+    """Whether a run that was killed may have left something half-written in the sink."""
+
+    NONE = 0
+    HERE = 1
+    """Its processes were on this machine, and have ended."""
+    ELSEWHERE = 2
+    """They were on machines that may not know yet that it has ended."""
 
 
 class Task(NamedTuple):
@@ -161,7 +172,7 @@ class Ledger:
         self.run = about[2] + 1
         self.owner = Owner(about[3], Path(f"{path}.uploads"))
         """Whom what is half-written in the sink belongs to: this job, which has no other run while this one lasts."""
-        self._littered = bool(about[4])
+        self._littered = Litter(about[4])
         self._db.execute("UPDATE about SET run = ?", (self.run,))
         self._db.executescript(_PLAN)
 
@@ -185,12 +196,12 @@ class Ledger:
         return self._lock
 
     @property
-    def littered(self) -> bool:
+    def littered(self) -> Litter:
         """Whether a run that was killed may have left something half-written in the sink."""
         return self._littered
 
     @littered.setter
-    def littered(self, littered: bool) -> None:
+    def littered(self, littered: Litter) -> None:
         self._db.execute("UPDATE about SET littered = ?", (littered,))
         self._littered = littered
 

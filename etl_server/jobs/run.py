@@ -15,15 +15,16 @@ from typing import Protocol
 from ..config import Settings
 from ..errors import JobError, ObjectStoreError
 from ..loading import load_class
-from ..payload import local_modules
+from ..payload import local_modules, serialize_class
+from ..payload import make_server as make_shipped_server
 from ..server import ETLServer
 from ..storage import ObjectStore, open_store
 from .claims import claimed
 from .copies import remove_copies
-from .engines import Busy, Engine
+from .engines import LEASE, Busy, Engine
 from .engines.local import LocalEngine
 from .fingerprint import fingerprint
-from .ledger import Ledger, Outcome, Task, Totals, default_path
+from .ledger import Ledger, Litter, Outcome, Task, Totals, default_path
 from .naming import Naming, Selection
 from .plan import check_apart, note_outputs, plan_objects
 from .worker import WorkerConfig, file_identity
@@ -63,6 +64,10 @@ class JobOptions:
     max_failures: int | None = None
     workers: int = 1
     object_timeout: float | None = None
+    engine: str = "local"
+    """`local` or `ray`."""
+    ray_address: str = ""
+    """Of a Ray cluster; empty: one of its own, on this machine."""
 
 
 @dataclass
@@ -151,13 +156,14 @@ class Job:
             observer.planned(self.summary, self.first, self.orphans)
             if options.dry_run:
                 return self.summary
-            if led.littered:
-                self._clean(led)
-            if orphans:
-                self._delete(led, orphans)
             try:
-                if self.summary.due.objects:
-                    self._work(cls, led, code, observer)
+                if led.littered is not Litter.ELSEWHERE or self._is_alone(bool(self.summary.due.objects or orphans)):
+                    if led.littered:
+                        self._clean(led)
+                    if orphans:
+                        self._delete(led, orphans)
+                    if self.summary.due.objects:
+                        self._work(cls, led, code, observer)
             finally:
                 report(led)
         return self.summary
@@ -192,8 +198,8 @@ class Job:
 
     def _work(self, cls: type[ETLServer], ledger: Ledger, code: str, observer: Observer) -> None:
         started = time.monotonic()
-        ledger.littered = True
         engine = self._engine(cls, ledger)
+        ledger.littered = Litter.HERE if self._options.engine == "local" else Litter.ELSEWHERE
         try:
             for outcomes in self._outcomes(engine, ledger.due(), observer):
                 ledger.record(outcomes, code)
@@ -204,7 +210,25 @@ class Job:
             if engine.unclean or ledger.owner.journal.exists():
                 self._clean(ledger)
             else:
-                ledger.littered = False
+                ledger.littered = Litter.NONE
+            if engine.abandoned:
+                ledger.littered = Litter.ELSEWHERE
+
+    def _is_alone(self, busy: bool) -> bool:
+        """Wait for workers on other machines, whose run was killed or lost them, to end by themselves.
+
+        Where there is nothing to do, or the user does not want to wait, they are left alone.
+        """
+        if not busy:
+            return False
+        logger.warning("waiting %.0f s for workers of the last run that may still be there", LEASE)
+        deadline = time.monotonic() + LEASE
+        while time.monotonic() < deadline:
+            if self._interrupts:
+                self.summary.stopped = "interrupted"
+                return False
+            time.sleep(POLL)
+        return True
 
     def _clean(self, ledger: Ledger) -> None:
         """Remove what was left half-written, by workers that have all ended. It does no harm where that fails."""
@@ -219,7 +243,7 @@ class Job:
             except (OSError, ObjectStoreError) as error:
                 logger.warning("what is half-written stays until the next run: %s", error)
                 return
-        ledger.littered = False
+        ledger.littered = Litter.NONE
 
     def _engine(self, cls: type[ETLServer], ledger: Ledger) -> Engine:
         options = self._options
@@ -236,6 +260,11 @@ class Job:
             {file: file_identity(file) for file in files},
             ledger.owner,
         )
+        if options.engine == "ray":
+            from .engines.ray import RayEngine
+
+            config = config._replace(make=functools.partial(make_shipped_server, serialize_class(cls)), files={})
+            return RayEngine(config, self._settings, self.summary.due.objects, options.ray_address)
         return LocalEngine(config, self._settings, workers, options.object_timeout, ledger.lock)
 
     def _outcomes(self, engine: Engine, tasks: Iterator[Task], observer: Observer) -> Iterator[list[Outcome]]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from ..ledger import Outcome, Task
 
+LEASE = 15.0
+"""Seconds after which a worker on another machine that hears nothing has ended."""
+
 
 class Busy(NamedTuple):
     """An object that is being worked on."""
@@ -21,6 +24,8 @@ class Engine(ABC):
 
     unclean = False
     """A worker did not end in peace, and may have left something half-written."""
+    abandoned = False
+    """A worker that nobody hears of any more may be at work for another `LEASE`."""
 
     @abstractmethod
     def room(self) -> int:
