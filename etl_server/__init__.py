@@ -67,6 +67,7 @@ _HOMES = {
     "serialize_class": "payload",
     "simple_s3_router": "storage.routers",
 }
+_S3_EXTRA = ("aiobotocore", "boto3", "botocore")
 
 
 def __getattr__(name: str) -> Any:
@@ -74,6 +75,12 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
+    try:
+        value = getattr(import_module(f".{home}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _S3_EXTRA:
+            raise
+        hint = f"{name} needs {error.name}: pip install 'etl-server[s3]'"
+        raise ModuleNotFoundError(hint, name=error.name) from None
     globals()[name] = value
     return value

@@ -143,10 +143,6 @@ def _told(variable: str, uri: str) -> Iterator[None]:
     """What keeps a store from being opened, as an error of the setting."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{variable}={uri}: expected {error.name} to be installed: pip install 'etl-server[s3]'"
-        ) from None
     except ConfigError as error:
         raise ConfigError(f"{variable}: {error}") from None
     except Exception as error:  # what the store's own library has to say of an option

@@ -12,6 +12,7 @@ from .local import LocalObjectStore
 if TYPE_CHECKING:
     from .s3_async import AsyncS3Reader
 
+S3_EXTRA = "pip install 'etl-server[s3]'"
 _EXPECTED = "s3://bucket/prefix?endpoint_url=…, ais://bucket/prefix?endpoint=…, file:///directory or a directory"
 
 
@@ -21,7 +22,8 @@ def open_store(uri: str) -> ObjectStore:
     A path in the URI belongs to the store: the names of its objects are relative to it.
 
     Raises:
-        ConfigError: the URI is of no known kind, or has an option that its kind has not.
+        ConfigError: the URI is of no known kind, or has an option that its kind has not, or what its kind needs is not
+            installed.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator:
@@ -34,8 +36,10 @@ def open_store(uri: str) -> ObjectStore:
         _take(uri, options)
         return LocalObjectStore(unquote(parts.path, errors="surrogateescape") or "/")
     if _is_s3(uri):
-        from .s3 import S3ObjectStore
-
+        try:
+            from .s3 import S3ObjectStore
+        except ModuleNotFoundError as error:
+            raise _missing(uri, error) from None
         return S3ObjectStore(*_place(uri), **_s3_options(uri))
     if scheme == "ais" and parts.netloc and not parts.fragment:
         from .ais import AISObjectStore
@@ -49,13 +53,19 @@ def open_async_reader(uri: str) -> AsyncS3Reader | None:
     """What reads the objects of a store on an event loop, still to be opened; None where its kind has no such thing.
 
     Raises:
-        ConfigError: the URI has an option that its kind has not.
+        ConfigError: the URI has an option that its kind has not, or what its kind needs is not installed.
     """
     if not _is_s3(uri):
         return None
-    from .s3_async import AsyncS3Reader
-
+    try:
+        from .s3_async import AsyncS3Reader
+    except ModuleNotFoundError as error:
+        raise _missing(uri, error) from None
     return AsyncS3Reader(*_place(uri), **_s3_options(uri))
+
+
+def _missing(uri: str, error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"{uri}: expected {error.name} to be installed: {S3_EXTRA}")
 
 
 def _is_s3(uri: str) -> bool:

@@ -667,7 +667,7 @@ def test_a_library_that_is_missing_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"etl_server.storage.{module}", raising=False)
-    expected = rf"^ETL_{setting.upper()}=s3://photos: expected {library} .*etl-server\[s3\]"
+    expected = rf"^ETL_{setting.upper()}: s3://photos: expected {library} .*etl-server\[s3\]"
     with pytest.raises(ConfigError, match=expected):
         check_stores(Settings.load(**{setting: "s3://photos"}))
 
