@@ -23,8 +23,12 @@ XARGS = "xargs"
 ALONE = "alone"
 PYTHON = "python"
 CEILING = "ceiling"
+BOTO3 = "boto3"
 
 AISTORE = (FASTAPI, FLASK, THREADED)
+
+AS_FAST_AS_BOTO3 = 0.909
+"""Objects a second: 10 % more time for one is the most."""
 
 FLOOD_MEMORY = GIB
 """`ETL_MAX_MEMORY` of our server under the flood."""
@@ -40,6 +44,7 @@ class Measure(Enum):
     STARTUP = "startup"
     IMPORT = "import"
     JOB = "job"
+    STORE = "store"
 
 
 class Way(Enum):
@@ -98,6 +103,8 @@ class Case:
     """Objects under way on each connection (WebSocket)."""
     count: int | None = None
     """Objects of a run; None: as many as there are in its seconds."""
+    store: str = ""
+    """What is done with an object store: `upload`, `download`, `read` or `list`."""
     workers: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of every server of the case."""
@@ -249,6 +256,38 @@ CASES: tuple[Case, ...] = (
     ),
     _job("skip-time", "100,000 skipped by a second run, time", metric=TIME, at_most=10_000, **_SKIPPED),
     _job("skip-memory", "100,000 skipped by a second run, memory", metric=PEAK, at_most=300 * MIB, **_SKIPPED),
+    *(
+        Case(
+            name=f"store-{action}",
+            title=f"{action}_object of 1 GiB, S3",
+            peers=(BOTO3,),
+            measure=Measure.STORE,
+            store=action,
+            size=GIB,
+            ratios={BOTO3: AS_FAST_AS_BOTO3},
+        )
+        for action in ("upload", "download")
+    ),
+    Case(
+        name="store-read",
+        title="peak memory, open_object of 1 GiB, S3",
+        peers=(),
+        measure=Measure.STORE,
+        metric=PEAK,
+        store="read",
+        size=GIB,
+        at_most=64 * MIB,
+    ),
+    Case(
+        name="store-list",
+        title="peak memory, 100,000 objects listed, S3",
+        peers=(),
+        measure=Measure.STORE,
+        metric=PEAK,
+        store="list",
+        count=100_000,
+        at_most=64 * MIB,
+    ),
 )
 
 

@@ -109,7 +109,7 @@ def machine() -> dict[str, str]:
 def versions(environment: Environment) -> dict[str, str]:
     """The versions of ours, of the peers and of the generators."""
     found = {"etl-server": _own_version("etl-server")}
-    for name in ("uvicorn", "uvloop", "httptools"):
+    for name in ("uvicorn", "uvloop", "httptools", "boto3"):
         found[f"{name} (ours)"] = _own_version(name)
     if not environment.wrk:
         return found

@@ -12,6 +12,7 @@ from .load import LoadProblemError
 from .measures import Stage, cpu, flood, health, import_, startup, throughput
 from .results import CaseResult, Run, summed_up
 from .servers import Server, ServerProblemError, Target
+from .stores import bucket_of, transfer
 
 CEILING_ROUNDS = 2
 FLOOD_ROUNDS = 1
@@ -30,6 +31,8 @@ def run_case(stage: Stage, case: Case, rounds: int, progress: Progress) -> CaseR
     if case.measure is Measure.IMPORT:
         turns = {key: _import_turn(stage, case, key) for key in (OURS, *case.peers)}
         return summed_up(case, _rounds(turns, rounds, 0, progress))
+    if case.measure is Measure.STORE:
+        return summed_up(case, _transfers(stage, case, rounds, progress))
     if case.measure is Measure.FLOOD:
         return summed_up(case, _one_after_another(stage, case, min(rounds, FLOOD_ROUNDS), progress))
     if case.measure is Measure.JOB:
@@ -46,6 +49,8 @@ def shortened(case: Case) -> Case:
         return replace(case, count=case.count // 10, title=f"{case.title} (quick: a tenth of them)")
     if case.size >= GIB:
         return replace(case, size=128 * MIB, title=f"{case.title} (quick: 128 MiB)")
+    if case.store == "list":
+        return replace(case, count=5000, title=f"{case.title} (quick: 5,000)")
     if case.measure is Measure.FLOOD:
         environment = {**case.environment, "ETL_MAX_MEMORY": str(FLOOD_MEMORY // 8)}
         title = f"{case.title} (quick: 50 of 16 MiB)"
@@ -90,6 +95,20 @@ def _one_after_another(stage: Stage, case: Case, rounds: int, progress: Progress
             except (ServerProblemError, LoadProblemError) as error:
                 runs.append(Run(server=key, round=number, errors=[str(error)]))
     return runs
+
+
+def _transfers(stage: Stage, case: Case, rounds: int, progress: Progress) -> list[Run]:
+    """Every run has a process of its own, over one bucket."""
+    try:
+        with bucket_of(case, stage.cores.load, stage.logs) as bucket:
+
+            def turn(key: str) -> Turn:
+                return lambda number, _: transfer(case, key, bucket, stage.cores.server, number)
+
+            turns = {key: turn(key) for key in (OURS, *case.peers)}
+            return _rounds(turns, rounds, 0, lambda text: progress(f"{case.title}: {text}"))
+    except ServerProblemError as error:
+        return [Run(server=OURS, round=1, errors=[str(error)])]
 
 
 def _rounds(turns: dict[str, Turn], rounds: int, seconds: float, progress: Progress) -> list[Run]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from .cases import (
     ALONE,
     ASGI,
+    BOTO3,
     CEILING,
     FASTAPI,
     FLASK,
@@ -49,6 +50,7 @@ LABELS = {
     ALONE: "transforms alone",
     PYTHON: "bare python",
     CEILING: "generator's ceiling",
+    BOTO3: "boto3",
 }
 
 

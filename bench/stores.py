@@ -1,141 +1,99 @@
-"""`python -m bench.stores [DIRECTORY]`: object stores beside boto3's own transfers, and how much memory they take.
-
-rclone serves a directory (on the disk that is to be measured; best one in memory) as S3 on the loopback address. Every
-measurement has a process of its own, ours and boto3's in turns; what is shown is the median of the rounds.
-"""
+"""Object stores: each transfer in a process of its own, over S3 that rclone serves out of memory."""
 
 from __future__ import annotations
 
-import multiprocessing
+import filecmp
+import json
 import os
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import boto3
+from .cases import MIB, Case
+from .environment import ROOT
+from .processes import Process, clean_environment, pinned
+from .results import Run
+from .servers import ServerProblemError, free_port
+from .transfers import BIG, BUCKET, UP
 
-from etl_server.storage import S3ObjectStore
-
-from .cases import GIB, MIB
-
-ROUNDS = 5
-OBJECTS = 100_000
-BUCKET = "bench"
-LISTED = "listed"
-
-
-def upload(url: str, file: Path) -> float:
-    with S3ObjectStore(BUCKET, endpoint_url=url) as store:
-        return _seconds(lambda: store.upload_object("up", file))
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+_MEMORY = Path("/dev/shm")
+_PATIENCE = 600
+_START_SECONDS = 30
 
 
-def upload_by_boto3(url: str, file: Path) -> float:
-    client = boto3.client("s3", endpoint_url=url)
-    return _seconds(lambda: client.upload_file(str(file), BUCKET, "up"))
+class Bucket(NamedTuple):
+    """A bucket, and the folder that it is, with room for files beside it."""
+
+    url: str
+    folder: Path
+    beside: Path
 
 
-def download(url: str, file: Path) -> float:
-    with S3ObjectStore(BUCKET, endpoint_url=url) as store:
-        return _seconds(lambda: store.download_object("big", file, overwrite=True))
-
-
-def download_by_boto3(url: str, file: Path) -> float:
-    client = boto3.client("s3", endpoint_url=url)
-    return _seconds(lambda: client.download_file(BUCKET, "big", str(file)))
-
-
-def read(url: str, file: Path) -> float:
-    """MiB of memory at the peak of reading 1 GiB, in all."""
-    size = 0
-    with S3ObjectStore(BUCKET, endpoint_url=url) as store, store.open_object("big") as stream:
-        while piece := stream.read(MIB):
-            size += len(piece)
-    assert size == GIB
-    return _peak()
-
-
-def importing(url: str, file: Path) -> float:
-    """MiB of memory with everything loaded and nothing read."""
-    S3ObjectStore(BUCKET, endpoint_url=url).close()
-    return _peak()
-
-
-def list_page(url: str, file: Path) -> float:
-    """MiB of memory at the peak of listing one page."""
-    with S3ObjectStore(LISTED, endpoint_url=url) as store:
-        next(store.list_objects())
-    return _peak()
-
-
-def list_all(url: str, file: Path) -> float:
-    """The same, of all pages."""
-    with S3ObjectStore(LISTED, endpoint_url=url) as store:
-        count = sum(1 for _ in store.list_objects())
-    assert count == OBJECTS, count
-    return _peak()
-
-
-def main() -> None:
-    from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer  # what they load is no memory of a store
-
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
-        folder = Path(name)
-        os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-        big = folder / "s3" / BUCKET / "big"
-        big.parent.mkdir(parents=True)
-        with big.open("wb") as file:
-            for _ in range(GIB // MIB):
-                file.write(os.urandom(MIB))
-        (folder / "s3" / LISTED).mkdir()
-        for number in range(OBJECTS):
-            (folder / "s3" / LISTED / f"object-{number:06}").touch()
-        with RcloneServer(folder / "s3") as server:
-            url = server.wait_until_listening().url
-            _compare("upload of 1 GiB", upload, upload_by_boto3, url, big)
-            _compare("download of 1 GiB", download, download_by_boto3, url, folder / "down")
-            for text, measure in (
-                ("memory, nothing read", importing),
-                ("memory, open_object of 1 GiB", read),
-                ("memory, first page of 100,000 objects", list_page),
-                ("memory, all of 100,000 objects", list_all),
-            ):
-                print(f"{text:40} {_apart(measure, url, big):8.1f} MiB", flush=True)
-
-
-def _compare(
-    text: str, ours: Callable[[str, Path], float], theirs: Callable[[str, Path], float], url: str, file: Path
-) -> None:
-    rounds: list[tuple[float, float]] = []
-    for number in range(ROUNDS):
-        if number % 2:
-            taken = _apart(theirs, url, file)
-            rounds.append((_apart(ours, url, file), taken))
+@contextmanager
+def bucket_of(case: Case, cores: tuple[int, ...], logs: Path) -> Iterator[Bucket]:
+    """A bucket with what the case reads: an object of its size, or `count` empty ones."""
+    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as name:
+        folder = Path(name) / "s3" / BUCKET
+        folder.mkdir(parents=True)
+        if case.count is None:
+            with (folder / BIG).open("wb") as file:
+                for start in range(0, case.size, MIB):
+                    file.write(os.urandom(min(MIB, case.size - start)))
         else:
-            rounds.append((_apart(ours, url, file), _apart(theirs, url, file)))
-    us, them = (statistics.median(column) for column in zip(*rounds, strict=True))
-    ratio = statistics.median(mine / its for mine, its in rounds)
-    print(f"{text:40} ours {us:6.2f} s, boto3 {them:6.2f} s, ours / boto3 {ratio:.2f} (to reach: 1.10)", flush=True)
+            for number in range(case.count):
+                (folder / f"object-{number:06}").touch()
+        port = free_port()
+        key = ",".join(list(CREDENTIALS.values())[:2])
+        rclone = str(Path(sys.executable).with_name("rclone"))
+        command = [rclone, "serve", "s3", str(folder.parent), f"--addr=127.0.0.1:{port}", f"--auth-key={key}"]
+        with Process(
+            [*command, "--config="], cores=cores, log=logs / f"{case.name}-rclone.log", environment={}, cwd=ROOT
+        ) as server:
+            _wait_until_listening(server)
+            yield Bucket(f"http://127.0.0.1:{port}", folder, Path(name))
 
 
-def _apart(measure: Callable[[str, Path], float], url: str, file: Path) -> float:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, url, file).result()
+def transfer(case: Case, key: str, bucket: Bucket, cores: tuple[int, ...], number: int) -> Run:
+    """One run of the case's action, ours or boto3's; what has come is compared with what was sent."""
+    file = bucket.folder / BIG if case.store == "upload" else bucket.beside / "down"
+    done = subprocess.run(
+        pinned([sys.executable, "-m", "bench.transfers", case.store, key, bucket.url, str(file)], cores),
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+        cwd=ROOT,
+        env=clean_environment(CREDENTIALS),
+    )
+    if done.returncode:
+        return Run(server=key, round=number, errors=[done.stderr.strip() or f"exit code {done.returncode}"])
+    seen = json.loads(done.stdout)
+    run = Run(server=key, round=number, objects=seen["objects"], seconds=seen["seconds"], peak_bytes=seen["peak_bytes"])
+    run.p50_ms = run.seconds * 1000
+    run.rate = run.objects / run.seconds
+    run.mb_per_s = run.rate * case.size / 1e6 if case.count is None else 0
+    expected = case.count or 1
+    if run.objects != expected:
+        run.errors.append(f"{run.objects} objects, expected {expected}")
+    if seen["bytes"] not in (None, case.size):
+        run.errors.append(f"{seen['bytes']} bytes, expected {case.size}")
+    copy = bucket.folder / UP if case.store == "upload" else file
+    if case.store in ("upload", "download"):
+        if not filecmp.cmp(bucket.folder / BIG, copy, shallow=False):
+            run.errors.append("what has come is not what was sent")
+        copy.unlink()
+    run.checked = 1
+    return run
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _peak() -> float:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / MIB
-
-
-if __name__ == "__main__":
-    main()
+def _wait_until_listening(server: Process) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while "Starting s3 server" not in server.tail():
+        if not server.alive or time.monotonic() > deadline:
+            raise ServerProblemError(f"rclone does not serve:\n{server.tail()}")
+        time.sleep(0.01)

@@ -166,6 +166,10 @@ def test_a_store_loads_the_libraries_of_no_other() -> None:
     assert loaded_by("from etl_server.storage import open_store; open_store('/tmp')").isdisjoint(others)
 
 
+def test_the_blocking_client_of_s3_loads_none_of_an_event_loop() -> None:
+    assert loaded_by("import etl_server.storage.s3").isdisjoint({"aiohttp", "aiobotocore", "anyio", "requests"})
+
+
 def test_what_reads_s3_on_an_event_loop_loads_no_blocking_client() -> None:
     assert loaded_by("import etl_server.storage.s3_async").isdisjoint({"boto3", "s3transfer", "requests", "fastapi"})
 

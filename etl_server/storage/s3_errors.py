@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import aiohttp
 import botocore.exceptions
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
@@ -34,7 +34,6 @@ _CUT_OFF = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.ChecksumError,
-    aiohttp.ClientError,  # under aiobotocore, while a body is read
     OSError,  # of a socket, while a body is read
 )
 
@@ -58,10 +57,16 @@ def translated(uri: str) -> Iterator[None]:
         raise PermissionError(f"{uri}: {error}") from None
     except botocore.exceptions.SSLError as error:
         raise ObjectStoreError(f"{uri}: {error}") from None
-    except _CUT_OFF as error:
+    except _cut_off() as error:
         raise ObjectStoreTransientError(f"{uri}: {type(error).__name__}: {error}") from None
     except botocore.exceptions.BotoCoreError as error:
         raise ObjectStoreError(f"{uri}: {error}") from None
+
+
+def _cut_off() -> tuple[type[Exception], ...]:
+    # Under aiobotocore, while a body is read. For boto3 it is not to be loaded: it takes 11 MiB.
+    aiohttp = sys.modules.get("aiohttp")
+    return _CUT_OFF if aiohttp is None else (*_CUT_OFF, aiohttp.ClientError)
 
 
 def _answered(uri: str, error: botocore.exceptions.ClientError) -> Exception:
