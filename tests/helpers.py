@@ -79,7 +79,7 @@ class Process:
         self, *command: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self.lines: list[str] = []
-        self.patience = PATIENCE
+        self.patience = 60.0  # a machine may be busy, and an interpreter takes long to start there
         self._ended = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
