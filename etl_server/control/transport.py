@@ -104,7 +104,6 @@ class Transport:
                     json=body,
                     stream=True,
                     allow_redirects=False,
-                    verify=self._session.verify,  # given here, it is not overruled by REQUESTS_CA_BUNDLE
                     timeout=(CONNECT_TIMEOUT, timeout or self._settings.io_timeout),
                 )
             except requests.RequestException as error:

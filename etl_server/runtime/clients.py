@@ -8,7 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Generator
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
@@ -63,7 +63,7 @@ async def close_clients(server: ETLServer) -> None:
 def plain_session(settings: Settings) -> requests.Session:
     """A `requests.Session` for any host: TLS and pool size, no token."""
     redact_clients(settings)
-    session = requests.Session()
+    session = _Session()
     session.verify = False if settings.skip_verify else str(settings.client_ca) if settings.client_ca else True
     if settings.client_crt:
         key = settings.client_key
@@ -111,6 +111,15 @@ def target_client(settings: Settings) -> httpx.AsyncClient:
 def is_target(settings: Settings, url: str) -> bool:
     """Whether a URL leads to the target that this server belongs to."""
     return urlsplit(url).netloc == urlsplit(settings.host_target.get_secret_value()).netloc
+
+
+class _Session(requests.Session):
+    """What it is told of certificates is not overruled by REQUESTS_CA_BUNDLE, which `requests` puts first."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        if verify is None and self.verify is not True:
+            verify = self.verify
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
 
 
 class _TargetToken(requests.auth.AuthBase):

@@ -254,9 +254,7 @@ class AISObjectStore(ObjectStore):
         with _translated(uri):
             prepared = self._session.prepare_request(request)
             prepared.url = url  # byte for byte: requests would tidy up what is an object's name
-            # What the settings say of certificates counts more than what requests finds in its own variables.
-            verify = None if self._session.verify is True else self._session.verify
-            settings: Any = self._session.merge_environment_settings(url, {}, True, verify, None)
+            settings: Any = self._session.merge_environment_settings(url, {}, True, None, None)
             return self._session.send(prepared, timeout=self._timeout, allow_redirects=False, **settings)
 
     def _redirected(self, url: str, answer: requests.Response, uri: str, hops: list[str]) -> str:
