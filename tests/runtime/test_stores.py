@@ -37,6 +37,7 @@ from tests.runtime.transforms import (
     Upper,
     UpperStream,
 )
+from tests.storage.ais_cluster import AISCluster
 from tests.storage.s3_proxy import Fault, Hold, S3Proxy, internal_error, reset, slow, throttle, truncate
 from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
 
@@ -175,6 +176,36 @@ async def test_other_methods_are_refused(serve: Serve, uri: str) -> None:
     live = serve(Upper, source=uri)
     answer = await get(live, "/a", method="DELETE")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+# AIStore
+
+
+@pytest.mark.parametrize("cls", ALL_UPPER)
+async def test_a_bucket_of_aistore_is_a_source_and_a_sink(serve: Serve, cls: type[ETLServer]) -> None:
+    with AISCluster() as cluster:
+        cluster.objects["pre/a b.txt"] = LARGE
+        uri = f"ais://data/pre?endpoint={cluster.url}"
+        live = serve(cls, source=uri, sink=uri)
+        answer = await get(live, "/a%20b.txt")
+        assert (answer.status, answer.body, answer.whole) == (200, LARGE.upper(), True)
+        assert [request.node for request in cluster.requests] == ["gateway", "target"]  # the redirect was followed
+        answer = await get(live, "/a%20b.txt", "Range: bytes=5-9")
+        assert (answer.status, answer.body) == (206, LARGE[5:10].upper())
+        assert (await get(live, "/a%20b.txt", method="HEAD")).status == 200
+        answer = await get(live, "/nothing")
+        assert answer.status == 404
+        assert json.loads(answer.body) == {"detail": "Object not found: ais://data/pre/nothing"}
+        answer = await put(live, "/new", LARGE)
+        assert (answer.status, answer.headers["ais-direct-put-length"]) == (204, str(len(LARGE)))
+        assert cluster.objects["pre/new"] == LARGE.upper()
+
+
+@pytest.mark.usefixtures("_no_waits")
+@pytest.mark.parametrize("cls", ALL_UPPER)
+async def test_a_cluster_of_aistore_that_is_not_there_is_503(serve: Serve, cls: type[ETLServer]) -> None:
+    live = serve(cls, source="ais://data?endpoint=http://127.0.0.1:9")
+    assert (await get(live, "/a")).status == 503
 
 
 # HEAD

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trustme
@@ -13,6 +16,7 @@ from pydantic import SecretStr
 from etl_server import Settings
 from etl_server.errors import ConfigError, ObjectStoreError, ObjectStoreTransientError, RedirectError
 from etl_server.storage import AISObjectStore, RetryPolicy, open_store
+from tests.aistore_venv import aistore_python, needs_aistore
 
 from .ais_cluster import BUCKET, AISCluster, Fault
 
@@ -316,3 +320,28 @@ def test_a_store_is_opened_by_uri(cluster: AISCluster, monkeypatch: pytest.Monke
     monkeypatch.setenv("AIS_ENDPOINT", cluster.url)
     with open_store(f"ais://{BUCKET}") as store:
         assert [info.name for info in store.list_objects()] == ["a b/c"]
+
+
+LIST = """
+import sys
+from aistore.sdk import Client
+bucket = Client(sys.argv[1]).bucket("data")
+try:
+    bucket.list_objects(prefix="pre fix/d", props="name,size,checksum,version")
+except Exception:
+    pass  # it understands msgpack alone
+"""
+
+
+@needs_aistore
+def test_a_list_is_asked_for_in_the_words_of_aistores_own_package(store: AISObjectStore, cluster: AISCluster) -> None:
+    subprocess.run([aistore_python(), "-I", "-c", LIST, cluster.url], check=True, timeout=60)
+    (theirs,) = cluster.requests
+    cluster.requests.clear()
+    list(store.list_objects("d"))
+    (ours,) = cluster.requests
+    assert (ours.method, ours.raw_path.partition("?")[0]) == (theirs.method, theirs.raw_path.partition("?")[0])
+    assert parse_qs(urlsplit(ours.raw_path).query).items() <= parse_qs(urlsplit(theirs.raw_path).query).items()
+    mine, its = json.loads(ours.body), json.loads(theirs.body)
+    assert mine["action"] == its["action"]
+    assert mine["value"].items() <= its["value"].items()
