@@ -17,6 +17,7 @@ FLASK = "flask"
 THREADED = "threaded"
 GO = "go"
 ASGI = "asgi"
+UNMETERED = "unmetered"
 LOOP = "loop"
 SYNCING = "syncing"
 XARGS = "xargs"
@@ -197,6 +198,8 @@ CASES: tuple[Case, ...] = (
     _throughput("stream", KIB, AISTORE, transform="Stream", ratios={FASTAPI: 5}),
     _throughput("stream", MIB, AISTORE, transform="Stream", ratios={FASTAPI: 3}),
     _throughput("stream", GIB, AISTORE, transform="Stream"),
+    _throughput("metrics push", KIB, (UNMETERED,), ratios={UNMETERED: 0.98}),
+    _throughput("metrics websocket", KIB, (UNMETERED,), way=Way.WEBSOCKET, ratios={UNMETERED: 0.98}),
     Case(
         name="health",
         title="p99 of /health while 64 transforms of 200 ms run",

@@ -26,6 +26,7 @@ from .cases import (
     PYTHON,
     SYNCING,
     THREADED,
+    UNMETERED,
     XARGS,
     Case,
     Way,
@@ -39,6 +40,7 @@ START_SECONDS = 30
 
 LABELS = {
     OURS: "etl_server",
+    UNMETERED: "etl_server, ETL_METRICS=false",
     FASTAPI: "aistore FastAPI (uvicorn)",
     FLASK: "aistore Flask (gunicorn)",
     THREADED: "aistore threaded HTTP",
@@ -78,7 +80,7 @@ def command(environment: Environment, case: Case, key: str, port: int) -> list[s
     bin_, address, workers = environment.peers, f"127.0.0.1:{port}", str(case.workers)
     uvicorn = [str(bin_ / "uvicorn"), "--app-dir", str(PEERS), "--host", "127.0.0.1", "--port", str(port)]
     uvicorn += ["--workers", workers, "--no-access-log", "--log-level", "warning"]
-    if key == OURS:
+    if key in (OURS, UNMETERED):
         class_ = f"{BENCH / 'transforms.py'}:{case.transform}"
         serve = [sys.executable, "-m", "etl_server", "serve", class_]
         return [*serve, "--host", "127.0.0.1", "--port", str(port), "--workers", workers]
@@ -114,6 +116,7 @@ class Server:
             "AIS_TARGET_URL": f"http://127.0.0.1:{target.port if target else 1}{TARGET_PATH}",
             "BENCH_TRANSFORM": case.transform,
             **case.environment,
+            **({"ETL_METRICS": "false"} if key == UNMETERED else {}),
         }
         try:
             for number, port in enumerate(self.ports):

@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     )
     """Worker processes. Default: the CPUs that this process may use."""
     log_level: LogLevel = Field("info", alias="ETL_LOG_LEVEL")
+    metrics: bool = Field(True, alias="ETL_METRICS")
+    """Count objects, and show the numbers at `/metrics`."""
+    metrics_directory: str = Field("", alias="PROMETHEUS_MULTIPROC_DIR")
+    """Where the processes of one server have the files of their numbers. `etl-server serve` makes one by itself."""
 
     host_target: SecretStr = Field(SecretStr(""), alias="AIS_TARGET_URL")
     """The target that this server belongs to. The last part of its path is a bearer secret."""

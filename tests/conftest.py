@@ -92,6 +92,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
                 "MAX_CONN",
                 "MAX_KEEPALIVE",
                 "KEEPALIVE_",
+                "PROMETHEUS_",
             )
         ):
             monkeypatch.delenv(name)

@@ -119,6 +119,7 @@ def test_no_stage_knows_those_behind_it(stage: str, later: set[str]) -> None:
     [
         *STAGES,
         "worker",
+        "counts",
         "flow",
         "outbound",
         "exchange",

@@ -299,6 +299,7 @@ class StoreSource:
 
     repeatable = True
     whole = None
+    length = None
 
     def __init__(self, open_object: Callable[[], BinaryIO]) -> None:
         self._open_object = open_object

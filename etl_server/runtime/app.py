@@ -14,7 +14,7 @@ from ..errors import MethodNotAllowedError
 from ..server import ETLServer
 from .admission import Lease
 from .asgi import ASGIExchange, escaped_path, serve_websocket
-from .exchange import DOWNLOAD, HEALTH, WEBSOCKET, Answer, Exchange
+from .exchange import DOWNLOAD, HEALTH, METRICS, WEBSOCKET, Answer, Exchange
 from .worker import Handler, Worker
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class ETLApp(FastAPI):
         settings = self.worker.settings
         if method == "PUT":
             return self.worker.store if settings.sink else self.worker.push
+        if path == METRICS and settings.metrics and method in ("GET", "HEAD"):
+            return self.worker.metrics
         if settings.source:
             return self.worker.fetch if method in ("GET", "HEAD") else _only("GET, HEAD, PUT")
         if method == "GET":

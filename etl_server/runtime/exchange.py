@@ -11,6 +11,7 @@ from .flow import BatchStream, Inflow
 
 HEALTH = "/health"
 DOWNLOAD = "/download"
+METRICS = "/metrics"
 WEBSOCKET = "/ws"
 
 DIRECT_PUT_LENGTH_HEADER = "ais-direct-put-length"

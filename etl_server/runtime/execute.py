@@ -7,11 +7,12 @@ import functools
 import inspect
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO, TypeVar
 
 from ..errors import ETLError, TransformError
 from ..server import ETLServer
+from .counts import UNCOUNTED, Tally, Way
 from .flow import Batch, BatchStream, Outflow
 from .source import BodySource, Source
 from .threads import WorkerThreads, tame
@@ -45,8 +46,8 @@ class Executor:
         # chosen before it is called, so there one looks inside.
         self.is_async = _is_async(inspect.unwrap(server.transform_stream) if server.streams else server.transform)
 
-    async def transform(self, data: bytes | str, path: str, etl_args: str) -> bytes:
-        """The transformed object.
+    async def transform(self, data: bytes | str, path: str, etl_args: str, way: Way | None = None) -> bytes:
+        """The transformed object. `way` is told how long it took.
 
         Raises:
             TransformError: `transform` raised, took longer than `ETL_OBJECT_TIMEOUT`, or returned no bytes.
@@ -55,20 +56,24 @@ class Executor:
             await self._slots.acquire()
         try:
             if self.is_async or self._runs_inline(None if isinstance(data, str) else len(data), etl_args):
+                times = way.times if way is not None else UNCOUNTED
                 try:
-                    result = self.call(data, path, etl_args)
+                    result = self.call(data, path, etl_args, times)
                     if type(result) is bytes:
                         return result
                     if inspect.isawaitable(result):
-                        result = await self._finish(result)
+                        result = await self._finish(result, times)
                 finally:
                     self.release()
             else:
-                result = await self.limit(self.threads.run(self.call, data, path, etl_args, on_exit=self.release))
+                times = way.thread_times if way is not None else UNCOUNTED
+                result = await self.limit(
+                    self.threads.run(self.call, data, path, etl_args, times, on_exit=self.release)
+                )
                 if inspect.isawaitable(result):
                     await self._acquire()
                     try:
-                        result = await self._finish(result)
+                        result = await self._finish(result, times)
                     finally:
                         self.release()
             return _as_bytes(result, RETURNED)
@@ -84,26 +89,30 @@ class Executor:
         limit = self.server.settings.max_body
         return self._runs_inline(size, "") and (limit is None or size <= limit)
 
-    async def finish(self, result: Any) -> bytes:
+    async def finish(self, result: Any, way: Way) -> bytes:
         """The object, of what `call` returned.
 
         Raises:
             TransformError: as `transform`.
         """
         try:
-            return _as_bytes(await self._finish(result) if inspect.isawaitable(result) else result, RETURNED)
+            return _as_bytes(await self._finish(result, way.times) if inspect.isawaitable(result) else result, RETURNED)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             raise transform_error(error) from error
 
-    async def _finish(self, result: Awaitable[Any]) -> Any:
+    async def _finish(self, result: Awaitable[Any], times: Tally) -> Any:
         """Wait for what an asynchronous transform returned."""
         if not self.is_async:
             # A plain function around an async one: from now on it is known for what it is, and starts in a task.
             self.is_async = True
             result = asyncio.ensure_future(result)
-        return await self.limit(_tamed(result))
+        started = perf_counter_ns()
+        try:
+            return await self.limit(_tamed(result))
+        finally:
+            times.add(perf_counter_ns() - started)
 
     async def stream(self, source: Source, path: str, etl_args: str) -> bytes | BatchStream:
         """The transformed object: whole where it is finished at once, else a stream whose first batch is at hand.
@@ -179,18 +188,23 @@ class Executor:
             return self.timeout is None and size is not None and self.pace(etl_args).is_fast(size)
         return self._execution == "inline"
 
-    def call(self, data: bytes | str, path: str, etl_args: str) -> Any:
+    def call(self, data: bytes | str, path: str, etl_args: str, times: Tally) -> Any:
         """What the user's `transform` returns, or an `Exception` of whatever it raised; its time is taken."""
-        started = perf_counter()
+        result = None
+        started = perf_counter_ns()
         try:
-            return self.server.transform(data, path, etl_args)
+            result = self.server.transform(data, path, etl_args)
+            return result
         except BaseException as error:
             tamed = tame(error)
             if tamed is error:
                 raise
             raise tamed from error
         finally:
-            self.pace(etl_args).record(len(data), perf_counter() - started)
+            elapsed = perf_counter_ns() - started
+            self.pace(etl_args).record(len(data), elapsed * 1e-9)
+            if type(result) is bytes or not inspect.isawaitable(result):
+                times.add(elapsed)
 
     def _begin_inline(self, whole: bytes, path: str, etl_args: str) -> _Begun:
         """Run a stream on the loop as far as that is quick; a thread takes over what turns out not to be."""

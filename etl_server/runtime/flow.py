@@ -289,6 +289,8 @@ class ThreadReader(io.RawIOBase):
         self._ended = False
         self._error: BaseException | None = None
         self._full = False
+        self.taken = 0
+        """Bytes that have come."""
 
     # The event loop's side
 
@@ -296,6 +298,7 @@ class ThreadReader(io.RawIOBase):
         """Take a piece; True asks the sender to pause, until `resume` is called."""
         with self._changed:
             self._left -= len(data)
+            self.taken += len(data)
             if self._left < 0 and self._error is None:
                 self._error = BodyTooLargeError.beyond(self._limit)
             self._chunks.append(data)
@@ -427,6 +430,8 @@ class AsyncReader:
         self._ended = False
         self.failure: Exception | None = None
         """Why the rest of the object cannot be read."""
+        self.taken = 0
+        """Bytes that have come."""
 
     async def read(self, size: int = -1) -> bytes:
         """The next `size` bytes; fewer only at the end of the object. Negative: all that is left."""
@@ -455,6 +460,7 @@ class AsyncReader:
                 self.failure = error
                 raise
             self._ended = not batch
+            self.taken += sum(map(len, batch))
             self._chunks.extend(chunk for chunk in batch if chunk)
         return bool(self._chunks)
 

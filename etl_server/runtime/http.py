@@ -359,6 +359,7 @@ class HttpExchange:
             now = worker.serve_now(self)
             if isinstance(now, Answer):
                 if self.send_whole(now):
+                    worker.counts.push.answered(now.status)
                     return
                 now = already(now)
             if now is not None:

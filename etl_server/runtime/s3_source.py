@@ -22,6 +22,7 @@ class S3Source:
 
     repeatable = True
     whole = None
+    length: int | None = None
 
     def __init__(self, reader: AsyncS3Reader, name: str, limit: int | None, lease: Lease) -> None:
         """`limit`: bytes beyond which an object is refused with `BodyTooLargeError`."""
@@ -83,6 +84,7 @@ class S3Source:
         if self._limit is not None and stored.size > self._limit:
             stored.close()
             raise BodyTooLargeError.beyond(self._limit)
+        self.length = stored.size
         return stored
 
     async def next_piece(self, stored: AsyncS3Object) -> bytes:

@@ -126,8 +126,15 @@ def uvicorn_config(app: ETLApp) -> uvicorn.Config:
     )
 
 
-def work() -> None:
-    """The life of a worker process: what to serve comes on standard input, whose end says that all are to stop."""
+def work(place: int | None) -> None:
+    """The life of a worker process: what to serve comes on standard input, whose end says that all are to stop.
+
+    `place`: its number among the workers, where they count what they do.
+    """
+    if place is not None:
+        from .metrics import join
+
+        join(place)
     sys.path[:], make, settings, *descriptors = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the supervisor
     configure_logging(settings)
     for descriptor in descriptors:

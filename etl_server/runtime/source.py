@@ -39,6 +39,10 @@ class Source(Protocol):
         """The object, where it is in memory already."""
 
     @property
+    def length(self) -> int | None:
+        """Bytes of the object, where that is known by now."""
+
+    @property
     def failure(self) -> BaseException | None:
         """What went wrong while it was read, even if the reader made nothing of it."""
 
@@ -80,6 +84,13 @@ class BodySource:
     @property
     def whole(self) -> bytes | None:
         return self._whole
+
+    @property
+    def length(self) -> int | None:
+        if self._length is None and self._whole is not None:
+            return len(self._whole)
+        reader = self._reader or self._async_reader
+        return reader.taken if self._length is None and reader is not None else self._length
 
     @property
     def failure(self) -> BaseException | None:
@@ -129,6 +140,7 @@ class BytesSource:
 
     def __init__(self, data: bytes) -> None:
         self.whole = data
+        self.length = len(data)
 
     def read_now(self) -> bytes:
         return self.whole
@@ -151,6 +163,7 @@ class BlockingSource(ABC):
 
     repeatable = True
     whole = None
+    length: int | None = None
     _opened: io.BufferedReader | None = None
     _reader: ObjectFile | ResponseRawReader | None = None
     _async_reader: AsyncReader | None = None
@@ -259,6 +272,7 @@ class FileSource(BlockingSource):
         if self._limit is not None and file.size > self._limit:
             file.close()
             raise BodyTooLargeError.beyond(self._limit)
+        self.length = file.size
         return file
 
 
@@ -296,6 +310,7 @@ class UrlSource(BlockingSource):
         self._reader = reader = open_stream(
             self._session(), self._url, self._timeout, redirects=self.redirects, limit=self._limit
         )
+        self.length = reader.length
         if self._closed:
             reader.abort()
         return buffered(reader)
@@ -334,6 +349,7 @@ class TargetSource(UrlSource):
 
     async def async_reader(self) -> AsyncReader:
         self._response = await self._get()
+        self.length = self._response.length
         self._async_reader = AsyncReader(_limited(self._response.receive, self._limit))
         return self._async_reader
 

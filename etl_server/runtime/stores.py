@@ -170,6 +170,7 @@ class StoreSource(BlockingSource):
             stored.close()
             raise BodyTooLargeError.beyond(self._limit)
         self._stored = stored
+        self.length = stored.size
         stored.abandoned = self._closed
         return buffered(stored)
 

@@ -25,6 +25,7 @@ from .lifecycle import UNFINISHED, stop_signals
 from .listen import url_of
 
 if TYPE_CHECKING:
+    from .metrics import Places
     from .serve import MakeServer
 
 STARTUP_FAILURE = 3
@@ -54,16 +55,26 @@ class Supervisor:
         self._url = url_of(listener)
         self._stopping = threading.Event()
         self._ready = False
+        self._places: Places | None = None
+        if settings.metrics:
+            from .metrics import Places
+
+            self._places = Places()
 
     def run(self) -> int:
         """Run workers until SIGTERM or SIGINT; returns the exit code."""
         reason = ""
         with stop_signals(lambda *_: self._stopping.set()):
-            workers = [_Worker(self._job, self._listener) for _ in range(self._settings.workers)]
+            environment = self._places.environment if self._places is not None else None
+            workers = [
+                _Worker(self._job, self._listener, place, environment) for place in range(self._settings.workers)
+            ]
             while not reason and not self._stopping.wait(POLL_INTERVAL):
                 reason = next(filter(None, map(self._tend, workers)), "")
             self._listener.close()  # else it would go on to take connections after the last worker has closed it
             finished = _stop(workers, self._settings.drain_timeout + STOP_GRACE)
+        if self._places is not None:
+            self._places.close()
         if reason:
             logger.error("%s", reason)
             return STARTUP_FAILURE
@@ -81,6 +92,8 @@ class Supervisor:
             return worker.failure
         if worker.deaths >= MOST_DEATHS:
             return f"a worker died {worker.deaths} times in a row, soon after its start; at last it {died}"
+        if self._places is not None:
+            self._places.restarted(worker.place)
         logger.error("worker %d died: it %s; another one is started in %g s", worker.pid, died, worker.rest())
         return ""
 
@@ -88,9 +101,18 @@ class Supervisor:
 class _Worker:
     """A worker process, and those that take its place."""
 
-    def __init__(self, job: tuple[list[str], MakeServer, Settings], listener: socket.socket) -> None:
+    def __init__(
+        self,
+        job: tuple[list[str], MakeServer, Settings],
+        listener: socket.socket,
+        place: int,
+        environment: dict[str, str] | None,
+    ) -> None:
+        """`place`: its number among the workers. `environment`: where they count what they do; None: they do not."""
         self._job = job
         self._listener = listener
+        self.place = place
+        self._environment = environment
         self._due: float | None = None
         self.deaths = 0
         """In a row, each soon after the start."""
@@ -107,9 +129,11 @@ class _Worker:
         """Why it did not start, in its own words."""
         self._told, tell = os.pipe()
         os.set_blocking(self._told, False)
+        number = self.place if self._environment is not None else None
         # A fresh interpreter, and not multiprocessing's, which would run the user's script a second time.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from etl_server.runtime.serve import work; work()"],
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a number
+            [sys.executable, "-c", f"from etl_server.runtime.serve import work; work({number})"],
+            env={**os.environ, **(self._environment or {})},
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno(), tell],
         )

@@ -13,6 +13,7 @@ from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, Tra
 from ..wire.control import ControlMessage, InvalidControlMessageError, parse_control_message
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
 from .admission import Lease
+from .counts import GONE
 from .eager import start_eagerly
 from .exchange import DIRECT_PUT_LENGTH_HEADER
 from .flow import Batch
@@ -52,6 +53,7 @@ class Session:
     def __init__(self, worker: Worker, socket: Socket) -> None:
         self._worker = worker
         self._socket = socket
+        self._way = worker.counts.websocket
         self._control: ControlMessage | None = None
         """What was said of the object that comes next."""
         self._due: deque[_Due] = deque()
@@ -100,6 +102,10 @@ class Session:
         if not self._ended.is_set():
             self._end()
 
+    @property
+    def in_work(self) -> int:
+        return len(self._due)
+
     def stop(self) -> None:
         """The process ends now: what is not answered by then has failed."""
         if self._due:
@@ -124,14 +130,16 @@ class Session:
             return
         # Next in turn, and soon done: it needs no place in the queue.
         try:
-            result = worker.transform_now(control.path, data)
+            result = worker.transform_now(control.path, data, self._way)
         except ETLError as error:
             self._report(error, control)
         else:
             if type(result) is not bytes:
-                self._start(_Due(control, Lease(worker.admission.memory)), partial(worker.executor.finish, result))
+                self._start(_Due(control, Lease(worker.admission.memory)), partial(self._finish, data, result))
                 return
             self._socket.send(result)
+            worker.counts.passed(len(data), len(result))
+            self._way.answered(200)
         if not self._taking:
             self._answer()
 
@@ -150,10 +158,13 @@ class Session:
         except Exception as error:
             due.error = error
 
+    async def _finish(self, data: bytes, result: object) -> bytes:
+        return await self._worker.finish(len(data), result, self._way)
+
     async def _transform(self, control: ControlMessage, data: bytes, lease: Lease) -> bytes | str:
         """The message to answer with: the transformed object, or as text the bytes that were delivered."""
         worker = self._worker
-        request = ObjectRequest.make(control.path, control.etl_args, control.pipeline)
+        request = ObjectRequest.make(self._way, control.path, control.etl_args, control.pipeline)
         source: Source
         if control.fqn:
             source = worker.file_source(control.fqn, lease)
@@ -191,6 +202,7 @@ class Session:
                 self._report(head.error or TransformError("it was cancelled"), head.control)
             else:
                 self._socket.send(head.result)
+                self._way.answered(200 if isinstance(head.result, bytes) else 204)
         if self._ended.is_set():
             return
         self._set_paused()
@@ -233,6 +245,7 @@ class Session:
         self.fail(INTERNAL_ERROR, self._explain(error, "websocket"))
 
     def _explain(self, error: Exception, what: str) -> str:
+        self._way.answered(error.status if isinstance(error, ETLError) else 500)
         self._worker.log_failure(error, what)
         return self._worker.told(error) if isinstance(error, ETLError) else INTERNAL
 
@@ -256,6 +269,8 @@ class Session:
         for due in self._due:
             if due.task is not None:
                 due.task.cancel()
+            if due.closing is None:
+                self._way.answered(GONE)
             due.lease.release()
         self._due.clear()
         self._worker.sessions.discard(self)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -22,6 +24,7 @@ from ..errors import (
     TargetNotConfiguredError,
     TransformError,
     UpstreamRefusedError,
+    UpstreamStatusError,
     UpstreamUnreachableError,
     error_body,
 )
@@ -38,6 +41,7 @@ from ..wire.names import (
 from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path, parse_etl_pipeline
 from .admission import Admission, Lease
 from .clients import close_clients, plain_session
+from .counts import CUT, GONE, Counts, Outcome, Way
 from .deliver import Deliverer
 from .exchange import DIRECT_PUT_LENGTH_HEADER, Answer, Exchange
 from .execute import Executor, transform_error
@@ -49,15 +53,21 @@ from .source import BodySource, FileSource, Source, TargetSource, UrlSource
 from .stores import Stores
 from .threads import WorkerThreads, tame
 
+if TYPE_CHECKING:
+    from .metrics import Families
+
 STREAM_MEMORY = 2 * 1024 * 1024
 """Bytes that an object takes up while it streams: what waits on its way in, and on its way out."""
 LONGEST_DETAIL = 1000
 """Characters of an error's text in a log or a message."""
+PUBLISH_INTERVAL = 1.0
+"""Seconds between two times that one of several processes tells the others what it has counted."""
 LONGEST_BACKOFF = 30
 """Seconds between two tries to deliver, at the most."""
 
 
 _NO_QUERY: dict[str, str] = {}
+_FQN = f"{ETL_FQN}="
 
 Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 """What answers one kind of request."""
@@ -66,12 +76,18 @@ Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 class Stoppable(Protocol):
     """A connection that outlives its requests."""
 
+    @property
+    def in_work(self) -> int:
+        """Its objects that are not answered yet."""
+
     def stop(self) -> None: ...
 
 
 class ObjectRequest(NamedTuple):
     """One object to transform, and where it is to go."""
 
+    way: Way
+    """The way it came."""
     name: str
     etl_args: str = ""
     stage: str = ""
@@ -80,13 +96,13 @@ class ObjectRequest(NamedTuple):
     """The pipeline behind that stage."""
 
     @classmethod
-    def make(cls, name: str, etl_args: str, pipeline: str) -> ObjectRequest:
+    def make(cls, way: Way, name: str, etl_args: str, pipeline: str) -> ObjectRequest:
         """Raises `BadRequestError` where the pipeline is malformed."""
         if not pipeline:
-            return cls(name, etl_args)
+            return cls(way, name, etl_args)
         try:
             check_etl_pipeline(pipeline)
-            return cls(name, etl_args, *parse_etl_pipeline(pipeline))
+            return cls(way, name, etl_args, *parse_etl_pipeline(pipeline))
         except InvalidPipelineError as error:
             raise BadRequestError(f"Invalid pipeline header: {error}") from None
 
@@ -102,9 +118,18 @@ class Worker:
         self.read_buffer = ReadBuffer()
         self.sessions: set[Stoppable] = set()
         """The WebSockets that are open."""
+        self.counts = Counts(on=self.settings.metrics)
+        self._ways: dict[Handler, Way] = {
+            self.push: self.counts.push,
+            self.store: self.counts.push,
+            self.pull: self.counts.pull,
+            self.fetch: self.counts.pull,
+            self.download: self.counts.download,
+        }
         self.start_error = ""
         """What kept it from starting."""
         self._starting: asyncio.Lock | None = None
+        self._publishing: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Set up what the data path needs, then the user's instance; once."""
@@ -137,6 +162,8 @@ class Worker:
                 self.start_error = self.printable(f"{type(error).__name__}: {error}")
                 raise (error if isinstance(error, Exception) else tame(error)) from None
             self.started = True
+            if settings.metrics and settings.metrics_directory:
+                self._publish_again()
 
     async def stop(self) -> None:
         """Tear down the user's instance, and close what is open."""
@@ -145,6 +172,9 @@ class Worker:
         self.started = False
         for session in tuple(self.sessions):
             session.stop()
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publish()
         try:
             await maybe_await(self.server.teardown())
         finally:
@@ -167,6 +197,7 @@ class Worker:
         """
         lease = Lease(self.admission.memory)
         answer: Answer | None = None
+        outcome: Outcome = GONE
         try:
             try:
                 answer = await handler(exchange, lease)
@@ -176,15 +207,26 @@ class Worker:
                 answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
             if not exchange.send_whole(answer):
                 await exchange.send(answer)
+            outcome = answer.status
         except ClientDisconnectedError:
             raise
         except Exception as error:
+            outcome = CUT
             self.log_failure(error, f"cut, because the answer broke off: {exchange.method} {exchange.path}")
             raise
         finally:
+            self._count(handler, exchange, outcome)
             lease.release()
             if answer is not None and not isinstance(answer.body, bytes):
                 await answer.body.aclose()
+
+    def _count(self, handler: Handler, exchange: Exchange, outcome: Outcome) -> None:
+        """A request is finished. What is no object's does not count."""
+        way = self._ways.get(handler)
+        if way is None and exchange.method == "PUT":  # begun by `serve_now`
+            way = self.counts.push
+        if way is not None:
+            (self.counts.fqn if _FQN in exchange.query else way).answered(outcome)
 
     def serve_now(self, exchange: Exchange) -> Answer | Handler | None:
         """The way of an object that is here in whole and whose transform has been taking microseconds, in one step.
@@ -199,27 +241,39 @@ class Worker:
         if not name:
             return None
         try:
-            result = self.transform_now(name, body.take_whole())
+            data = body.take_whole()
+            result = self.transform_now(name, data, self.counts.push)
             if type(result) is not bytes:
-                return self._finish_later(result)
+                return self._finish_later(len(data), result)
+            self.counts.passed(len(data), len(result))
             return Answer(200, result, self._mime_type())
         except ETLError as error:
             return self.error_answer(error, f"{exchange.method} {exchange.path}")
 
-    def transform_now(self, name: str, data: bytes) -> object:
-        """What the transform returns: bytes, or else what `executor.finish` is to make them of. See `is_quick`.
+    def transform_now(self, name: str, data: bytes, way: Way) -> object:
+        """What the transform returns: bytes, or else what `finish` is to make them of. See `is_quick`.
 
         Raises:
             TransformError: it raised.
         """
         try:
-            return self.executor.call(data, name, "")
+            return self.executor.call(data, name, "", way.times)
         except Exception as error:
             raise transform_error(error) from error
 
-    def _finish_later(self, result: object) -> Handler:
+    async def finish(self, size: int, result: object, way: Way) -> bytes:
+        """The object that `transform_now` has begun to make of one of `size` bytes.
+
+        Raises:
+            TransformError: as `Executor.transform`.
+        """
+        content = await self.executor.finish(result, way)
+        self.counts.passed(size, len(content))
+        return content
+
+    def _finish_later(self, size: int, result: object) -> Handler:
         async def finish(_: Exchange, __: Lease) -> Answer:
-            return Answer(200, await self.executor.finish(result), self._mime_type())
+            return Answer(200, await self.finish(size, result, self.counts.push), self._mime_type())
 
         return finish
 
@@ -231,10 +285,35 @@ class Worker:
             return Answer(503, b"Draining", "text/plain")
         return Answer(200, b"Running", "text/plain")
 
+    async def metrics(self, exchange: Exchange, _: Lease) -> Answer:
+        """GET /metrics: what was counted, in all processes."""
+        accept = next((value for name, value in exchange.headers if name.lower() == b"accept"), b"")
+        # The library and, of many processes, the files take milliseconds.
+        await asyncio.to_thread(lambda: self._families)
+        self._publish(besides=1)
+        body, content_type = await asyncio.to_thread(self._families.page, accept.decode("latin-1"))
+        return Answer(200, body, content_type)
+
+    @cached_property
+    def _families(self) -> Families:
+        from .metrics import Families
+
+        return Families(type(self.server).__name__, self.settings.metrics_directory)
+
+    def _publish(self, besides: int = 0) -> None:
+        """Bring the metrics up to date. `besides`: requests in flight that are for no object."""
+        admission, sessions = self.admission, self.sessions
+        in_flight = admission.in_flight - besides - len(sessions) + sum(session.in_work for session in sessions)
+        self._families.publish(self.counts, in_flight, admission.memory.used)
+
+    def _publish_again(self) -> None:
+        self._publishing = asyncio.get_running_loop().call_later(PUBLISH_INTERVAL, self._publish_again)
+        self._publish()
+
     async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""
         query = decode_query(exchange.query) if exchange.query else _NO_QUERY
-        request = self._request(decode_path(exchange.path), query, exchange.pipeline)
+        request = self._request(self.counts.push, decode_path(exchange.path), query, exchange.pipeline)
         source = self._file(query, lease) if query else None
         if source is None:
             source = BodySource(exchange.body, exchange.content_length, self.settings.max_body, lease)
@@ -244,7 +323,7 @@ class Worker:
         """GET: the object is the target's, or a local file."""
         query = decode_query(exchange.query) if exchange.query else _NO_QUERY
         name = decode_path(exchange.path)
-        request = self._request(name, query, exchange.pipeline)
+        request = self._request(self.counts.pull, name, query, exchange.pipeline)
         source = self._file(query, lease) if query else None
         if source is None:
             latest = query.get(LATEST_VERSION)
@@ -256,7 +335,7 @@ class Worker:
         """GET and HEAD with a source: the object is that store's, or a local file. HEAD delivers nothing anywhere."""
         query = decode_query(exchange.query) if exchange.query else _NO_QUERY
         name = decode_path(exchange.path)
-        request = self._request(name, query, exchange.pipeline if exchange.method == "GET" else "")
+        request = self._request(self.counts.pull, name, query, exchange.pipeline if exchange.method == "GET" else "")
         source = self._file(query, lease) or self.stores.source_of(name, lease)
         answer = await self.process(request, source, lease)
         if request.stage:
@@ -283,7 +362,8 @@ class Worker:
             raise BadRequestError(f"original_url is not a URL: {error}") from None
         settings = self.settings
         source = UrlSource(url, lambda: self._downloads, self.threads, settings.io_timeout, settings.max_body, lease)
-        return await self.process(self._request(name, query, exchange.pipeline), source, lease)
+        request = self._request(self.counts.download, name, query, exchange.pipeline)
+        return await self.process(request, source, lease)
 
     def file_source(self, fqn: str, lease: Lease) -> FileSource:
         """The object is a local file."""
@@ -307,7 +387,8 @@ class Worker:
             data = source.read_now()
             if data is None:
                 data = await source.read()
-            content = await self.executor.transform(data, request.name, request.etl_args)
+            content = await self.executor.transform(data, request.name, request.etl_args, request.way)
+            self.counts.passed(len(data), len(content))
         if not isinstance(content, bytes):
             lease.add(STREAM_MEMORY)
         elif content is not source.whole:
@@ -319,17 +400,32 @@ class Worker:
                 if not isinstance(content, bytes):
                     await content.aclose()
                 raise
-        return await self._deliver(request, source, content)
+        result = "aborted"
+        try:
+            answer = await self._deliver(request, source, content)
+            result = "delivered" if answer.status == HTTPStatus.NO_CONTENT else "answered"
+            return answer
+        except UpstreamStatusError:
+            result = "rejected"
+            raise
+        except (UpstreamUnreachableError, DeliveryFailedError, DeliveryInterruptedError):
+            result = "unreachable"
+            raise
+        finally:
+            self.counts.direct_puts[result] += 1
 
     async def _transform(self, request: ObjectRequest, source: Source) -> bytes | BatchStream:
         if self._streams:
-            return await self.executor.stream(source, request.name, request.etl_args)
+            stream = self.executor.stream(source, request.name, request.etl_args)
+            return await self.counts.stream(request.way, source, stream)
         data: bytes | str
         if self._direct_fqn and isinstance(source, FileSource):
             data = source.path()
         else:
             data = await source.read()
-        return await self.executor.transform(data, request.name, request.etl_args)
+        content = await self.executor.transform(data, request.name, request.etl_args, request.way)
+        self.counts.passed(source.length if isinstance(data, str) else len(data), len(content))
+        return content
 
     def _mime_type(self) -> str:
         try:
@@ -363,6 +459,7 @@ class Worker:
                     if failure is not None:
                         first_failure, failure = failure, None
                         raise first_failure
+                    self.counts.retries += 1
                     again = content if isinstance(content, bytes) else await self._transform(request, source)
                     return await self.deliverer.put(stage, rest, name, etl_args, again)
         except UpstreamUnreachableError as error:
@@ -371,13 +468,15 @@ class Worker:
             raise DeliveryFailedError(f"Direct put failed after {retries} retries: {error}") from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _request(self, name: str, query: dict[str, str], pipeline: str) -> ObjectRequest:
+    def _request(self, way: Way, name: str, query: dict[str, str], pipeline: str) -> ObjectRequest:
         if not name:
             raise BadRequestError("The path names no object")
         if query is _NO_QUERY and not pipeline:
-            return ObjectRequest(name)
+            return ObjectRequest(way, name)
+        if ETL_FQN in query:
+            way = self.counts.fqn
         etl_args = query.get(ETL_ARGS, "")
-        return ObjectRequest.make(name, etl_args, pipeline) if pipeline else ObjectRequest(name, etl_args)
+        return ObjectRequest.make(way, name, etl_args, pipeline) if pipeline else ObjectRequest(way, name, etl_args)
 
     def _file(self, query: dict[str, str], lease: Lease) -> Source | None:
         fqn = query.get(ETL_FQN)
