@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +19,12 @@ from .wire.pipeline import check_url
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 REDACTED = "***"
+_CREDENTIALS = re.compile(
+    r"""(?ix) (?<=://)[^/?\#\s]+(?=@)                                                 # user and password
+    | ( (?:[?&]|%3F|%26) (?: x-(?:amz|goog)-(?:signature|credential|security-token)    # what signs a URL
+        | awsaccesskeyid | signature | sig | (?:access_|auth_)?token | api_?key ) (?:=|%3D) ) (?:(?!%26)[^&\s"'<>])+
+    | ( \bbearer[ ] ) [\w.~+/=-]{8,}"""
+)
 
 
 class Settings(BaseSettings):
@@ -40,6 +47,8 @@ class Settings(BaseSettings):
     )
     """Worker processes. Default: the CPUs that this process may use."""
     log_level: LogLevel = Field("info", alias="ETL_LOG_LEVEL")
+    log_format: Literal["text", "json"] = Field("text", alias="ETL_LOG_FORMAT")
+    """How a server writes its logs: one line an event."""
     metrics: bool = Field(True, alias="ETL_METRICS")
     """Count objects, and show the numbers at `/metrics`."""
     metrics_directory: str = Field("", alias="PROMETHEUS_MULTIPROC_DIR")
@@ -133,7 +142,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
 
-    @field_validator("log_level", "ws_error", "checksum", mode="before")
+    @field_validator("log_level", "log_format", "ws_error", "checksum", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -193,17 +202,21 @@ class Settings(BaseSettings):
         return check_endpoint(value) if value else ""
 
     def secrets(self) -> tuple[str, ...]:
-        """The strings that must never be shown: the last part of the target's path, the token, and the key."""
+        """The strings that must never be shown: the last part of the target's path, tokens, and keys."""
         target_secret = urlsplit(self.host_target.get_secret_value()).path.rpartition("/")[2]
-        others = (self.authn_token.get_secret_value(), self.payload_key.get_secret_value())
+        others = (
+            self.authn_token.get_secret_value(),
+            self.payload_key.get_secret_value(),
+            *(os.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")),
+        )
         return tuple(secret for secret in (target_secret, *others) if secret)
 
     def redact(self, text: str) -> str:
-        """`text` without any secret in it."""
+        """`text` without any secret in it: those of this process, and what looks like one in a URL or a header."""
         for secret in self.secrets():
             if secret in text:
                 text = text.replace(secret, REDACTED)
-        return text
+        return _CREDENTIALS.sub(lambda match: f"{match[1] or match[2] or ''}{REDACTED}", text)
 
 
 def check_endpoint(url: str) -> str:

@@ -17,7 +17,8 @@ ETLError                        500
 ├── ObjectStoreError            502  an object store refused what was asked of it, or gave what cannot be right
 │   ├── ObjectStoreTransientError 503  … it may well succeed when tried again: throttled, 5xx, reset, timeout
 │   └── RedirectError         502  … an S3 request was redirected to where it must not, or cannot, go
-├── ClientDisconnectedError     no answer: nobody is there to read it
+├── ClientDisconnectedError     499  nobody is there to read it: the status is for the log
+├── ServerEndedError            503  the server ended before the object was finished
 ├── ClusterError                no answer: an AIStore cluster refused something; `status` is that of its answer
 │   ├── ClusterUnreachableError … or cannot be talked to
 │   ├── ETLNotRunningError      … an ETL was to be started and does not run
@@ -63,9 +64,13 @@ class ETLError(Exception):
 
 
 class BadRequestError(ETLError):
-    """The request is malformed."""
+    """The request is malformed. `status` says how, where that is known."""
 
     status = 400
+
+    def __init__(self, detail: str, status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class FileForbiddenError(ETLError):
@@ -205,6 +210,17 @@ class RedirectError(ObjectStoreError):
 
 class ClientDisconnectedError(ETLError):
     """The client went away before its request was whole or answered."""
+
+    status = 499
+
+
+class ServerEndedError(ETLError):
+    """The server ended, or the connection with all objects on it, before the object was finished."""
+
+    status = 503
+
+    def __init__(self, detail: str = "the server ended before the object was finished") -> None:
+        super().__init__(detail)
 
 
 class ClusterError(ETLError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -45,6 +46,8 @@ class ASGIExchange:
         self._send = send
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self.started = time.monotonic()
+        self.gone = ""
         self.answered = False
         """Whether the answer has been sent to its end."""
 
@@ -54,6 +57,7 @@ class ASGIExchange:
             await self._flowing.wait()
             message = await self._receive()
             if message["type"] == "http.disconnect":
+                self.gone = "The client went away"
                 self.body.fail(ClientDisconnectedError("The client went away"))
                 return
             data = message.get("body", b"")

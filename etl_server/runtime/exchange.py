@@ -53,6 +53,10 @@ class Exchange(Protocol):
     """The `ais-node-url` header, or empty."""
     content_length: int | None
     body: Inflow
+    started: float
+    """When it came, by `time.monotonic()`."""
+    gone: str
+    """Why nobody is there any more to be answered; empty: somebody is."""
 
     def send_whole(self, answer: Answer) -> bool:
         """Send an answer that is whole and short, if that takes no waiting; whether it was sent."""

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import io
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter, perf_counter_ns
 from typing import Any, BinaryIO, TypeVar
@@ -39,6 +40,8 @@ class Executor:
         self.server = server
         self.threads = threads
         self.timeout = server.settings.object_timeout
+        self.failed = threading.local()
+        """`seconds`: how long the last call of the transform took that raised in this thread."""
         self._paces: dict[str, Pace] = {}
         self._slots = asyncio.Semaphore(server.max_concurrency) if server.max_concurrency else None
         self._execution = server.execution
@@ -196,6 +199,7 @@ class Executor:
             result = self.server.transform(data, path, etl_args)
             return result
         except BaseException as error:
+            self.failed.seconds = perf_counter() - started
             tamed = tame(error)
             if tamed is error:
                 raise

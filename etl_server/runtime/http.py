@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ..errors import ClientDisconnectedError
+from ..errors import BadRequestError, ClientDisconnectedError
 from .eager import start_eagerly
 from .exchange import WEBSOCKET, Answer
 from .flow import SMALL, BatchStream, Inflow, ReadBuffer
@@ -49,6 +49,8 @@ class ObjectProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._since = self.loop.time()
         self._unsent = 0
+        self._why = "The client went away"
+        """Why the connection ended."""
         self._watch: asyncio.TimerHandle | None = None
         self._default_headers: Any = None
         self._heads: dict[tuple[int, str], bytes] = {}
@@ -90,6 +92,8 @@ class ObjectProtocol(HttpToolsProtocol):
                 self._upgrade(bytes(data[upgraded.args[0] :]))
             return
         except httptools.HttpParserError:
+            if self._unstarted is not None:  # its body is malformed, and nothing has been done for it yet
+                self._unstarted = self.cycle = None  # type: ignore[assignment]
             self._refuse(400, b"Invalid HTTP request received.")
             return
         if self._unstarted is not None:
@@ -101,9 +105,13 @@ class ObjectProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
-        for cycle in (self.cycle, self._current, *(queued for queued, _ in self.pipeline)):
+        queued = [cycle for cycle, _ in self.pipeline]
+        for cycle in (self.cycle, self._current, *queued):
             if isinstance(cycle, HttpExchange):
-                cycle.disconnect()
+                cycle.disconnect(self._why)
+        for cycle in queued:
+            if isinstance(cycle, HttpExchange):
+                self.worker.log_lost(cycle)
         super().connection_lost(exc)
 
     # The parser's callbacks
@@ -137,6 +145,7 @@ class ObjectProtocol(HttpToolsProtocol):
         self.cycle = exchange  # type: ignore[assignment]  # it stands in for uvicorn's
         if busy:
             self.flow.pause_reading()
+            exchange.started = self._since
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
         else:
             self._unstarted = exchange
@@ -249,6 +258,8 @@ class ObjectProtocol(HttpToolsProtocol):
             self.transport.write(
                 STATUS_LINE[status] + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(reason), reason)
             )
+            self.worker.log_failure(BadRequestError(reason.decode(), status), "http", "", self._since)
+        self._why = reason.decode()
         self.transport.close()
 
     # Stuck connections
@@ -264,12 +275,14 @@ class ObjectProtocol(HttpToolsProtocol):
             if unsent != self._unsent:
                 self._since = self.loop.time()
             elif waited > io_timeout:
+                self._why = f"The client has taken nothing for ETL_IO_TIMEOUT={io_timeout:g} s"
                 self.transport.abort()
         elif self._in_head:
             if waited > HEAD_TIMEOUT:
                 self._refuse(408, b"Request header fields took too long.")
         elif exchange is not None and not exchange.body.ended and not self.flow.read_paused:
             if waited > io_timeout:
+                self._why = f"The client has sent nothing for ETL_IO_TIMEOUT={io_timeout:g} s"
                 self.transport.abort()
         elif (self.cycle is None or self.cycle.response_complete) and waited > self.timeout_keep_alive:
             self.transport.close()
@@ -312,6 +325,7 @@ class HttpExchange:
         "body",
         "content_length",
         "disconnected",
+        "gone",
         "headers",
         "keep_alive",
         "message_event",
@@ -320,6 +334,7 @@ class HttpExchange:
         "pipeline",
         "query",
         "response_complete",
+        "started",
     )
 
     def __init__(self, protocol: ObjectProtocol, handler: Handler, method: str, path: str, query: str) -> None:
@@ -335,6 +350,7 @@ class HttpExchange:
         self.keep_alive = protocol.parser.should_keep_alive()
         self.response_complete = False
         self.disconnected = False
+        self.gone = ""
         self.message_event = _NO_EVENT
         self._http10 = protocol.parser.get_http_version() == "1.0"
         self._continue = False
@@ -354,7 +370,9 @@ class HttpExchange:
         """Serve the object: to the end if nothing has to be waited for, else on in a task."""
         if self.disconnected:
             return
-        worker = self._protocol.worker
+        protocol = self._protocol
+        worker = protocol.worker
+        self.started = protocol._since
         if self.method == "PUT" and self._handler == worker.push:
             now = worker.serve_now(self)
             if isinstance(now, Answer):
@@ -367,15 +385,16 @@ class HttpExchange:
         worker.admission.enter()
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
         if task is not None:
-            self._protocol.tasks.add(task)
-            task.add_done_callback(self._protocol.tasks.discard)
+            protocol.tasks.add(task)
+            task.add_done_callback(protocol.tasks.discard)
 
-    def disconnect(self) -> None:
+    def disconnect(self, why: str) -> None:
         """The client is gone: whatever is going on for it ends."""
         self.disconnected = True
+        self.gone = why
         if self.response_complete:
             return
-        self.body.fail(ClientDisconnectedError("The client went away"))
+        self.body.fail(ClientDisconnectedError(why))
         if self._task is not None:
             self._task.cancel()
 

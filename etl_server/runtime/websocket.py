@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
-from ..errors import INTERNAL, BadRequestError, BodyTooLargeError, ETLError, TransformError, error_body
+from ..errors import (
+    INTERNAL,
+    BadRequestError,
+    BodyTooLargeError,
+    ClientDisconnectedError,
+    ETLError,
+    ServerEndedError,
+    TransformError,
+    error_body,
+)
 from ..wire.control import ControlMessage, InvalidControlMessageError, parse_control_message
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
 from .admission import Lease
@@ -22,6 +32,7 @@ from .worker import ObjectRequest, Worker
 
 WINDOW = 16
 """Objects of one connection that are in work at once; further ones wait in its socket."""
+WAY = "websocket"
 LATE_LINGER = 1.0
 """Seconds that a connection is kept which was made while the server was stopping."""
 LONGEST_REASON = 123
@@ -100,7 +111,7 @@ class Session:
     def gone(self) -> None:
         """The other side is gone: whatever is going on for it ends."""
         if not self._ended.is_set():
-            self._end()
+            self._end(ClientDisconnectedError("The client went away"))
 
     @property
     def in_work(self) -> int:
@@ -132,7 +143,7 @@ class Session:
         try:
             result = worker.transform_now(control.path, data, self._way)
         except ETLError as error:
-            self._report(error, control)
+            self._report(error, control, time.monotonic() - worker.executor.failed.seconds)
         else:
             if type(result) is not bytes:
                 self._start(_Due(control, Lease(worker.admission.memory)), partial(self._finish, data, result))
@@ -199,7 +210,7 @@ class Session:
             if head.closing is not None:
                 self._close(*head.closing)
             elif head.result is None:
-                self._report(head.error or TransformError("it was cancelled"), head.control)
+                self._report(head.error or TransformError("it was cancelled"), head.control, head.started)
             else:
                 self._socket.send(head.result)
                 self._way.answered(200 if isinstance(head.result, bytes) else 204)
@@ -230,9 +241,9 @@ class Session:
             else:
                 self._socket.resume()
 
-    def _report(self, error: Exception, control: ControlMessage) -> None:
+    def _report(self, error: Exception, control: ControlMessage, started: float) -> None:
         """Report a failed object so that it cannot be taken for success."""
-        detail = self._explain(error, f"websocket {control.path}")
+        detail = self._explain(error, control.path, started)
         if _acknowledged(control):
             # Where text is due, a target takes a binary message as the failure of that object.
             self._socket.send(error_body(detail))
@@ -242,11 +253,11 @@ class Session:
             self._close(INTERNAL_ERROR, detail)
 
     def _fail(self, error: ETLError) -> None:
-        self.fail(INTERNAL_ERROR, self._explain(error, "websocket"))
+        self.fail(INTERNAL_ERROR, self._explain(error, "", time.monotonic()))
 
-    def _explain(self, error: Exception, what: str) -> str:
+    def _explain(self, error: Exception, name: str, started: float) -> str:
         self._way.answered(error.status if isinstance(error, ETLError) else 500)
-        self._worker.log_failure(error, what)
+        self._worker.log_failure(error, WAY, name, started)
         return self._worker.told(error) if isinstance(error, ETLError) else INTERNAL
 
     # The end
@@ -259,10 +270,12 @@ class Session:
 
     def _close(self, code: int, reason: str) -> None:
         self._socket.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
-        self._end()
+        self._end(ServerEndedError("the connection was closed before the object was finished"))
 
-    def _end(self) -> None:
+    def _end(self, error: ETLError) -> None:
         self._taking = False
+        if self._control is not None:
+            self._worker.log_failure(error, WAY, self._control.path, time.monotonic())
         self._ended.set()
         if self._waiting is not None:
             self._waiting.cancel()
@@ -271,6 +284,7 @@ class Session:
                 due.task.cancel()
             if due.closing is None:
                 self._way.answered(GONE)
+                self._worker.log_failure(error, WAY, due.control.path, due.started)
             due.lease.release()
         self._due.clear()
         self._worker.sessions.discard(self)
@@ -280,7 +294,7 @@ class Session:
 class _Due:
     """An answer that is due: to an object, or the end of the connection."""
 
-    __slots__ = ("closing", "control", "error", "lease", "result", "task")
+    __slots__ = ("closing", "control", "error", "lease", "result", "started", "task")
 
     def __init__(self, control: ControlMessage, lease: Lease, closing: tuple[int, str] | None = None) -> None:
         self.control = control
@@ -289,6 +303,7 @@ class _Due:
         self.closing = closing
         self.result: bytes | str | None = None
         self.error: Exception | None = None
+        self.started = time.monotonic()
 
     @property
     def done(self) -> bool:

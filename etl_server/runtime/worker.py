@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from functools import cached_property
@@ -21,6 +22,7 @@ from ..errors import (
     DeliveryFailedError,
     DeliveryInterruptedError,
     ETLError,
+    ServerEndedError,
     TargetNotConfiguredError,
     TransformError,
     UpstreamRefusedError,
@@ -43,10 +45,11 @@ from .admission import Admission, Lease
 from .clients import close_clients, plain_session
 from .counts import CUT, GONE, Counts, Outcome, Way
 from .deliver import Deliverer
-from .exchange import DIRECT_PUT_LENGTH_HEADER, Answer, Exchange
+from .exchange import DIRECT_PUT_LENGTH_HEADER, DOWNLOAD, Answer, Exchange
 from .execute import Executor, transform_error
 from .files import LocalFiles
 from .flow import BatchStream, ReadBuffer
+from .logs import Failure
 from .outbound import Headers, Outbound
 from .ranges import ranged
 from .source import BodySource, FileSource, Source, TargetSource, UrlSource
@@ -198,21 +201,26 @@ class Worker:
         lease = Lease(self.admission.memory)
         answer: Answer | None = None
         outcome: Outcome = GONE
+        failed = False
         try:
             try:
                 answer = await handler(exchange, lease)
             except ClientDisconnectedError:
-                return
+                raise
             except Exception as error:
-                answer = self.error_answer(error, f"{exchange.method} {exchange.path}")
+                failed = True
+                answer = self.error_answer(error, exchange)
             if not exchange.send_whole(answer):
                 await exchange.send(answer)
             outcome = answer.status
-        except ClientDisconnectedError:
-            raise
-        except Exception as error:
-            outcome = CUT
-            self.log_failure(error, f"cut, because the answer broke off: {exchange.method} {exchange.path}")
+        except BaseException as error:
+            if not failed:
+                self._log_unanswered(error, exchange, begun=answer is not None)
+            if isinstance(error, ClientDisconnectedError):
+                if answer is None:
+                    return
+            elif isinstance(error, Exception):
+                outcome = CUT
             raise
         finally:
             self._count(handler, exchange, outcome)
@@ -248,7 +256,7 @@ class Worker:
             self.counts.passed(len(data), len(result))
             return Answer(200, result, self._mime_type())
         except ETLError as error:
-            return self.error_answer(error, f"{exchange.method} {exchange.path}")
+            return self.error_answer(error, exchange)
 
     def transform_now(self, name: str, data: bytes, way: Way) -> object:
         """What the transform returns: bytes, or else what `finish` is to make them of. See `is_quick`.
@@ -498,9 +506,9 @@ class Worker:
             lease,
         )
 
-    def error_answer(self, error: Exception, what: str) -> Answer:
+    def error_answer(self, error: Exception, exchange: Exchange) -> Answer:
         """The answer to a request that failed, without a secret in it; the failure is logged."""
-        self.log_failure(error, what)
+        self._log_exchange(error, exchange)
         if not isinstance(error, ETLError):
             return Answer(500, error_body(INTERNAL), "application/json")
         body = error.body()
@@ -508,16 +516,38 @@ class Worker:
             body = body.replace(secret.encode(), REDACTED.encode())
         return Answer(error.status, body, error.content_type, error.headers())
 
-    def log_failure(self, error: Exception, what: str) -> None:
-        """One line for an object that failed; with a traceback, where the user's code or ours raised."""
+    def log_lost(self, exchange: Exchange) -> None:
+        """Log a request whose client went away."""
+        self._log_exchange(ClientDisconnectedError(exchange.gone or "The client went away"), exchange)
+
+    def _log_unanswered(self, error: BaseException, exchange: Exchange, *, begun: bool) -> None:
+        """Log why an answer did not come to its end."""
+        if isinstance(error, ClientDisconnectedError) or exchange.gone:
+            self.log_lost(exchange)
+        elif isinstance(error, Exception):
+            self._log_exchange(error, exchange, "cut, because the answer broke off: " if begun else "")
+        else:
+            self._log_exchange(ServerEndedError(), exchange, "cut: ")
+
+    def _log_exchange(self, error: Exception, exchange: Exchange, what: str = "") -> None:
+        way, name = _way_and_name(exchange)
+        self.log_failure(error, way, name, exchange.started, what)
+
+    def log_failure(self, error: Exception, way: str, name: str, started: float, what: str = "") -> None:
+        """One line for an object that failed; with a traceback, where the user's code or ours raised.
+
+        `started`: when its request came (`time.monotonic()`). `what`: goes before the reason.
+        """
         raised: BaseException | None = error
         status, detail = 500, INTERNAL
         if isinstance(error, ETLError):
             status, detail = error.status, self.told(error)
             raised = error.__cause__ if isinstance(error, TransformError) else None
-        lines = [f"{what}: {status} {detail}\n", *(traceback.format_exception(raised) if raised else ())]
+        traceback_text = self.printable("".join(traceback.format_exception(raised))) if raised else ""
+        ms = max(0, round((time.monotonic() - started) * 1000))
+        failure = Failure(way, self.printable(name), status, ms, what + detail, traceback_text)
         # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
-        self.logger.warning("%s", self.printable("".join(lines)).rstrip())
+        self.logger.warning("%s", failure, extra={"failure": failure})
 
     def told(self, error: ETLError) -> str:
         """What an error says, fit to be shown: not long, and without any secret."""
@@ -526,6 +556,15 @@ class Worker:
     def printable(self, text: str) -> str:
         """`text` without any secret, and without the surrogates of names that are no UTF-8."""
         return self.settings.redact(text).encode(errors="backslashreplace").decode()
+
+
+def _way_and_name(exchange: Exchange) -> tuple[str, str]:
+    """How an object came, and what it is called, for the log."""
+    path, query = exchange.path, exchange.query
+    if path == DOWNLOAD:
+        return "download", decode_query(query).get("object_to", "")
+    way = "fqn" if f"{ETL_FQN}=" in query else {"PUT": "push", "GET": "pull", "HEAD": "pull"}.get(exchange.method)
+    return way or exchange.method.lower(), decode_path(path)
 
 
 def _is_transient(error: BaseException) -> bool:

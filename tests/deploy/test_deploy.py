@@ -101,9 +101,8 @@ def test_a_pod_is_given_the_time_to_drain() -> None:
 def test_a_pod_is_probed_where_it_listens() -> None:
     ((_, container),) = containers(read(KUBERNETES / "base/deployment.yaml"))
     assert container["ports"] == [{"name": "default", "containerPort": 8000}]
-    for probe in ("readinessProbe", "startupProbe"):
+    for probe in ("readinessProbe", "startupProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/health", "port": "default"}
-    assert container["livenessProbe"]["tcpSocket"] == {"port": "default"}
 
 
 def test_everything_selects_the_pods_of_the_deployment() -> None:
