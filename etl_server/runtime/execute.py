@@ -199,7 +199,7 @@ class Executor:
             result = self.server.transform(data, path, etl_args)
             return result
         except BaseException as error:
-            self.failed.seconds = perf_counter() - started
+            self.failed.seconds = (perf_counter_ns() - started) * 1e-9
             tamed = tame(error)
             if tamed is error:
                 raise
