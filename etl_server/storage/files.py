@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
 import uuid
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 from .object_paths import INCOMING, object_name, object_path
+from .span import Span
 from .syncing import sync_all
 
 if TYPE_CHECKING:
@@ -467,42 +467,22 @@ class IncomingFile:
             _rename(self._incoming, self._name, self._directory)
 
 
-class FileSlice(io.RawIOBase):
-    """The bytes `start` to `stop` (not included) of an open file, as a stream with a position of its own.
+class FileSlice(Span):
+    """The bytes `start` to `stop` (not included) of an open file.
 
     A file that has become shorter is an error, not an early end.
     """
 
     def __init__(self, file: BinaryIO, start: int, stop: int, *, owned: bool = False) -> None:
         """`owned`: the file is closed along with this."""
-        super().__init__()
+        super().__init__(start, stop)
         self._file = file
-        self._start = self._position = start
-        self._stop = stop
         self._owned = owned
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position - self._start
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._position, os.SEEK_END: self._stop}[whence]
-        if origin + offset < self._start:
-            raise ValueError(f"seek to {origin + offset - self._start}: expected no negative position")
-        self._position = origin + offset
-        return self.tell()
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._stop - self._position)]
-        count = os.preadv(self._file.fileno(), [view], self._position) if view else 0
-        if view and not count:
+    def _read_into(self, view: memoryview) -> int:
+        count = os.preadv(self._file.fileno(), [view], self._position)
+        if not count:
             raise ObjectStoreError(f"{self._file.name}: it became shorter while it was read")
-        self._position += count
         return count
 
     def close(self) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 from .retry import RetryPolicy
+from .span import Span
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    pass
 
 
 class Body(Protocol):
@@ -106,7 +105,7 @@ def answered_stop(uri: str, start: int, stop: int | None, content_range: str, co
     return int(given[2]) + 1
 
 
-class ResumingReader(io.RawIOBase):
+class ResumingReader(Span):
     """The bytes `start` to `stop` (not included) of an object.
 
     A read that fails is tried again on a new connection, from where it was. It ends at `stop` and never before.
@@ -123,37 +122,16 @@ class ResumingReader(io.RawIOBase):
             policy: how often a read is tried without getting anything.
             first: the body from `start` on, if it is open already.
         """
-        super().__init__()
+        super().__init__(start, stop)
         self._open_at = open_at
-        self._start = self._position = start
-        self._stop = stop
         self._policy = policy
         self._body = first
         self._body_position = start
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position - self._start
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        position = {os.SEEK_SET: self._start, os.SEEK_CUR: self._position, os.SEEK_END: self._stop}[whence] + offset
-        if position < self._start:
-            raise ValueError(f"seek to {position - self._start}: expected no negative position")
-        self._position = position
-        return self.tell()
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._stop - self._position)]
-        if not view:
-            return 0
+    def _read_into(self, view: memoryview) -> int:
         data = self._policy.call(lambda: self._read(len(view)))
         view[: len(data)] = data
-        self._position = self._body_position = self._position + len(data)
+        self._body_position = self._position + len(data)
         return len(data)
 
     def _read(self, size: int) -> bytes:
