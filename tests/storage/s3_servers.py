@@ -3,6 +3,9 @@
 rclone's server keeps a directory and checks signatures. What it lacks, seen with 1.75:
 - UploadPartCopy: answers 200 without an ETag and keeps an empty part. Tests that copy in parts use moto's server.
 - Tags: taken with an object and forgotten; GetObjectTagging answers 500. Tests that read tags use moto's server.
+- Where the first objects of a folder come at once, one in some thousands is answered with 500 ("Dir.Rename error").
+  To complete an upload again after that, or after a timeout, is answered with NoSuchUpload. Tests with many threads
+  write into folders that are there.
 - `If-None-Match` of a PUT is not looked at.
 - It sends the checksum of the whole object along with a part of it, on which a client stumbles that validates all
   checksums: these clients validate those that are asked for.

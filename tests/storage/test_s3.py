@@ -384,7 +384,7 @@ def test_where_etags_tell_nothing_a_completion_that_may_be_lost_is_no_success(
 
 
 def test_many_threads_share_a_store(s3: S3Client, bucket: str) -> None:
-    """Over a client with time: a completion that is given up and repeated is refused, as `lost_answer` tests show."""
+    """In the bucket's own folder, over a client with time: see what rclone's server lacks."""
     store = S3ObjectStore(bucket, client=s3, part_size=PART, policy=QUICK)
 
     def there_and_back(number: int) -> bool:

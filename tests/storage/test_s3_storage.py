@@ -512,6 +512,7 @@ async def test_a_copy_that_was_acknowledged_and_not_made_is_a_failure(
 async def test_no_more_requests_at_once_than_allowed(
     client: Any, kind: str, s3_proxy: S3Proxy, s3: S3Client, bucket: str
 ) -> None:
+    s3.put_object(Bucket=bucket, Key="pre/there", Body=b"")
     storage = storage_of(client, bucket, max_readers=2, max_writers=3)
     holds = [Hold() for _ in range(6)]
     for number, hold in enumerate(holds, 1):
