@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import botocore.loaders
 import pytest
@@ -21,6 +21,11 @@ from etl_server.runtime.app import ETLApp, create_app
 from etl_server.runtime.serve import uvicorn_config
 from etl_server.runtime.worker import Worker
 from etl_server.testing import Target
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+CLUSTER_TESTS = "tests/jobs/test_ray.py"
 
 
 class Live:
@@ -150,3 +155,17 @@ def target(tmp_path: Path) -> Iterator[Target]:
     """A target with the buckets `src` and `dst`."""
     with Target({"src": tmp_path / "src", "dst": tmp_path / "dst"}, secret="s3cr3t-0f-test") as running:
         yield running
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Spread the tests as ever, but those that share a cluster, which takes long to start, over one process."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneClusterScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return CLUSTER_TESTS if nodeid.startswith(CLUSTER_TESTS) else nodeid
+
+    return OneClusterScheduling(config, log)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from etl_server.errors import ConfigError
+from etl_server.jobs.engines.ray import check_address
 from etl_server.storage.object_paths import INCOMING
 
 from ..storage.conftest import bucket, s3, s3_server
@@ -24,8 +26,6 @@ from .conftest import UPPER, Bench
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
 
 __all__ = ["bucket", "s3", "s3_server"]
-
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 
 OBJECT_STORE = 80 * 1024 * 1024
 FAST_DETECTION = {
@@ -48,18 +48,20 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        head = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         self._cluster = Cluster(
             initialize_head=True,
             connect=False,
-            head_node_args={**head, "_system_config": FAST_DETECTION},
+            head_node_args={**head, "object_store_memory": OBJECT_STORE, "_system_config": FAST_DETECTION},
         )
         self.address: str = self._cluster.address
         self._nodes = [self._add() for _ in range(2)]
         self._cluster.wait_for_nodes()
 
     def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE, wait=False)
+        return self._cluster.add_node(
+            num_cpus=1, object_store_memory=OBJECT_STORE, include_log_monitor=False, wait=False
+        )
 
     def workers(self, number: int) -> list[int]:
         """The process ids of the actors on a node."""
@@ -271,19 +273,15 @@ def test_a_missing_ray_is_told_in_one_line(bench: Bench) -> None:
     assert done.stderr == "etl-server: --engine ray: Ray is not installed: expected pip install 'etl-server[ray]'\n"
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere", "127.0.0.1:port"])
-def test_an_address_that_is_none_is_told_in_one_line(bench: Bench, address: str) -> None:
-    bench.fill(a="one")
-    done = bench.run("--engine", "ray", "--ray-address", address)
-    assert done.returncode == 2
-    assert done.stderr == f"etl-server: --ray-address {address}: expected host:port or auto\n"
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere", "127.0.0.1:port", ":6379"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--ray-address {address}: expected host:port or auto$"):
+        check_address(address)
 
 
-def test_ray_client_is_refused_in_favour_of_a_submitted_job(bench: Bench) -> None:
-    bench.fill(a="one")
-    done = bench.run("--engine", "ray", "--ray-address", "ray://127.0.0.1:10001")
-    assert done.returncode == 2
-    assert "ray job submit -- etl-server transform" in done.stderr
+def test_ray_client_is_refused_in_favour_of_a_submitted_job() -> None:
+    with pytest.raises(ConfigError, match="ray job submit -- etl-server transform"):
+        check_address("ray://127.0.0.1:10001")
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line(bench: Bench) -> None:

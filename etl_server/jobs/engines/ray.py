@@ -352,7 +352,7 @@ def _connect(ray: Any, address: str, settings: Settings) -> None:
     with contextlib.suppress(AttributeError):
         ray._private.worker._worker_logs_enabled = False
     if address:
-        _check_address(address)
+        check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
     here = {"num_cpus": settings.workers, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
@@ -372,8 +372,13 @@ def _connect(ray: Any, address: str, settings: Settings) -> None:
                 signal.signal(number, handler)
 
 
-def _check_address(address: str) -> None:
-    """Raise where nobody is at the address: Ray would try for minutes."""
+def check_address(address: str) -> None:
+    """Check that an address is one, and somebody there, for whom Ray would wait for minutes.
+
+    Raises:
+        ConfigError: it is none.
+        JobError: nobody is there.
+    """
     if address == "auto":
         return
     if address.startswith("ray://"):
