@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from .engines import Busy
 from .ledger import Task
@@ -80,7 +80,6 @@ class Terminal(Display):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[slow]}"),
             console=console,
             transient=True,

@@ -81,11 +81,11 @@ def test_what_had_that_name_before_the_killed_run_stays(bench: Bench, tmp_path: 
     name = hashlib.sha256(b"fixed").hexdigest() + ".bin"
     bench.sink.mkdir()
     (bench.sink / name).write_text("fixed")
-    bench.fill(**{"a.bin": "one", "b.bin": "fixed"})
+    bench.fill(**{"a.bin": "fixed", "b.bin": "two"})
     go_on = tmp_path / "go on"
     options = ("--router", "content-hash", "--etl-args", str(go_on), "--workers", "1")
     kill_before_it_is_known(bench.command(*options), 2, bench.sink)
-    (bench.source / "b.bin").unlink()
+    (bench.source / "a.bin").unlink()
     go_on.touch()
     assert bench.events(*options)["done"] == 1
     assert len(outputs(bench.sink)) == 2

@@ -144,6 +144,24 @@ def _linked(tmp_path: Path) -> Path:
     return directory
 
 
+def test_an_object_s_own_path_has_no_links_left_and_does_not_lead_out(store: LocalObjectStore, tmp_path: Path) -> None:
+    store.put_object("dir/obj", b"content")
+    (store.root / "link").symlink_to("dir/obj")
+    (tmp_path / "outside").write_text("secret")
+    (store.root / "out").symlink_to(tmp_path / "outside")
+    assert store.local_path("link") == store.local_path("dir/obj") == str(store.root / "dir" / "obj")
+    for name in ("out", "missing", "dir"):
+        with pytest.raises(FileNotFoundError):
+            store.local_path(name)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 3_000_000])
+def test_all_of_an_object_is_read_at_once(store: LocalObjectStore, size: int) -> None:
+    content = os.urandom(size)
+    store.put_object("obj", content)
+    assert store.read_object("obj") == content
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(store: LocalObjectStore, tmp_path: Path) -> None:
     store.put_object("obj", b"x" * (3 << 20))
     with store.open_object("obj") as stream:
