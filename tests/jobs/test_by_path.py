@@ -30,7 +30,12 @@ class ByPath(ETLServer):
         content = pathlib.Path(data).read_text()
         while content == "hang":
             time.sleep(1)
+        self.folder = pathlib.Path(data).parent
         return json.dumps([data, path, content]).encode()
+
+    def teardown(self):
+        if "COPIES_LEFT" in os.environ:
+            pathlib.Path(os.environ["COPIES_LEFT"]).write_text(str(os.listdir(self.folder)))
 """
 ASYNC = SYNC.replace("    def transform", "    async def transform")
 STREAM = """
@@ -71,9 +76,11 @@ def test_of_a_file_the_transform_gets_its_own_path(bench: Bench, body: str, temp
 
 @pytest.mark.parametrize("body", [SYNC, ASYNC], ids=["sync", "async"])
 def test_of_another_object_it_gets_that_of_a_copy_which_does_not_stay(
-    bench: Bench, body: str, s3_server: RcloneServer, bucket: str, temporary: Path
+    bench: Bench, body: str, s3_server: RcloneServer, bucket: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.spec.write_text(body)
+    left = bench.spec.with_name("left")
+    monkeypatch.setenv("COPIES_LEFT", str(left))
     source = f"s3://{bucket}/raw?endpoint_url={s3_server.url}"
     names = ["dir/a.txt", "b", ".hidden", "odd.na me"]
     with open_store(source) as store:
@@ -84,6 +91,7 @@ def test_of_another_object_it_gets_that_of_a_copy_which_does_not_stay(
     assert {name: output[1:] for name, output in given.items()} == {name: [name, name] for name in names}
     copies = [Path(output[0]) for output in given.values()]
     assert len(set(copies)) == 4
+    assert left.read_text() == "[]"
     assert all(temporary in copy.parents for copy in copies)
     assert sorted(copy.suffix for copy in copies) == ["", "", "", ".txt"]
     assert not list(temporary.iterdir())
