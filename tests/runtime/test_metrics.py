@@ -33,6 +33,8 @@ from .conftest import Drive
 from .transforms import ALL_UPPER, STREAMS, Upper
 
 CONTENT = b"content of it"
+STARTS = 60.0
+"""Seconds that processes may take to start on a machine that has other things to do."""
 
 
 class Numbers:
@@ -417,15 +419,22 @@ def two_workers(tmp_path: Path, temporary: Path) -> Iterator[ServerProcess]:
     (tmp_path / "pid.py").write_text(TRANSFORM)
     environment = {"TMPDIR": str(temporary)}
     with ServerProcess.serve(f"{tmp_path / 'pid.py'}", "--workers", "2", environment=environment) as server:
+        server.patience = STARTS
         server.wait_until_listening()
         yield server
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def push_to_both(server: ServerProcess, others: frozenset[int] = frozenset()) -> tuple[int, set[int]]:
     """Push until two workers have answered; how many pushes that took, and the workers. `others` have died."""
     workers: set[int] = set()
     count = 0
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STARTS
     while len(workers) < 2:
         assert time.monotonic() < deadline, workers
         status, body = server.put(CONTENT)
@@ -438,7 +447,7 @@ def push_to_both(server: ServerProcess, others: frozenset[int] = frozenset()) ->
 
 def wait_until(server: ServerProcess, condition: Callable[[Numbers], bool]) -> Numbers:
     """The numbers that fulfil it, whoever is asked: several in a row."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STARTS
     right = 0
     while right < 8:
         seen = Numbers(scrape(server.port)[0])
@@ -549,9 +558,13 @@ def test_workers_of_another_server_share_the_directory_that_they_are_told(tmp_pa
         port = str(free.getsockname()[1])
     options = ("-m", "uvicorn", "--app-dir", str(tmp_path), "--workers", "2", "--port", port, "pid:app")
     with ServerProcess(*options, environment={"PROMETHEUS_MULTIPROC_DIR": str(temporary)}, cwd=ROOT) as server:
-        server.wait_for_line("startup complete")
+        server.patience = STARTS
+        server.wait_for_line("startup complete", 2)
         server.lines.append(f"listening on http://127.0.0.1:{port}")  # it says so in other words
-        server.wait_until_listening()
+        deadline = time.monotonic() + STARTS
+        while not accepts(int(port)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         count, _ = push_to_both(server)
         wait_until(server, lambda seen: seen.requests() == {("push", "200"): count})
 
