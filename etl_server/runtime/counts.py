@@ -114,9 +114,10 @@ class Counts:
         self.websocket = way("websocket")
         """An object over a WebSocket, or a local file that is named there."""
         self.ways = (self.push, self.pull, self.fqn, self.download, self.websocket)
-        self.taken = Tally() if on else UNCOUNTED
+        self._on = on
+        self.taken = Tally()
         """Bytes of the objects that were transformed."""
-        self.made = Tally() if on else UNCOUNTED
+        self.made = Tally()
         """Bytes of what they were transformed to."""
         self.direct_puts: Counter[str] = Counter()
         """Objects that were sent on, by what became of that."""
@@ -125,9 +126,16 @@ class Counts:
 
     def passed(self, taken: int | None, made: int) -> None:
         """An object of `taken` bytes, where that is known, was transformed to one of `made` bytes."""
+        if not self._on:
+            return
+        # What `Tally.add` does, without the calls: most objects come this way.
         if taken is not None:
-            self.taken.add(taken)
-        self.made.add(made)
+            tally = self.taken
+            tally.counts[(taken - 1).bit_length()] += 1
+            tally.total += taken
+        tally = self.made
+        tally.counts[(made - 1).bit_length()] += 1
+        tally.total += made
 
     async def stream(self, way: Way, source: Source, starting: Awaitable[bytes | BatchStream]) -> bytes | BatchStream:
         """The result of a stream that is being started, counted when it is whole, and timed when it has ended."""
