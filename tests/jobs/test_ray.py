@@ -238,7 +238,7 @@ def test_credentials_and_notes_of_uploads_travel(
     bench.spec.write_text(
         "import os\nfrom etl_server import ETLServer\n\nclass Parts(ETLServer):\n"
         "    def transform_stream(self, reader, path, etl_args):\n"
-        "        for _ in range(3):\n            yield bytes(8_000_000)\n"
+        "        for _ in range(8):\n            yield bytes(8_000_000)\n"
         "        if path == 'broken':\n            os._exit(7)\n"
     )
     bench.fill(broken="x", whole="x")
@@ -249,7 +249,7 @@ def test_credentials_and_notes_of_uploads_travel(
     assert done.stdout.startswith("1 done, 0 skipped, 1 failed")
     assert SECRET_KEY not in done.stdout + done.stderr
     client = s3_client(s3_server.url)
-    assert client.head_object(Bucket=bucket, Key="out/whole")["ContentLength"] == 24_000_000
+    assert client.head_object(Bucket=bucket, Key="out/whole")["ContentLength"] == 64_000_000
     assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
     client.close()
 
