@@ -57,26 +57,34 @@ class ETLApp(FastAPI):
 
     def route(self, method: str, path: str) -> Handler | None:
         """What answers a request for an object; None: the request is not for an object. `path` is escaped."""
-        if path == HEALTH:
-            return self.worker.health if method in ("GET", "HEAD") else _only("GET, HEAD")
-        if path == DOWNLOAD:
-            return self.worker.download if method == "POST" else _only("POST")
-        if path in self._other_paths:
-            return None
-        settings = self.worker.settings
-        if method == "PUT":
-            return self.worker.store if settings.sink else self.worker.push
-        if path == METRICS and settings.metrics and method in ("GET", "HEAD"):
-            return self.worker.metrics
-        if settings.source:
-            return self.worker.fetch if method in ("GET", "HEAD") else _only("GET, HEAD, PUT")
-        if method == "GET":
-            return self.worker.pull
-        return _only("GET, PUT")
+        if path in self._special_paths:
+            if path == HEALTH:
+                return self.worker.health if method in ("GET", "HEAD") else _only("GET, HEAD")
+            if path == DOWNLOAD:
+                return self.worker.download if method == "POST" else _only("POST")
+            if path in self._other_paths:
+                return None
+            if path == METRICS and method in ("GET", "HEAD"):
+                return self.worker.metrics
+        return self.object_handlers.get(method) or _only(", ".join(self.object_handlers))
+
+    @cached_property
+    def object_handlers(self) -> dict[str, Handler]:
+        """What answers the requests for objects, by their methods."""
+        worker, settings = self.worker, self.worker.settings
+        get: dict[str, Handler] = (
+            {"GET": worker.fetch, "HEAD": worker.fetch} if settings.source else {"GET": worker.pull}
+        )
+        return {**get, "PUT": worker.store if settings.sink else worker.push}
 
     @cached_property
     def _other_paths(self) -> frozenset[str]:
         return frozenset([WEBSOCKET, *(getattr(route, "path", "") for route in self.router.routes)])
+
+    @cached_property
+    def _special_paths(self) -> frozenset[str]:
+        metrics = [METRICS] if self.worker.settings.metrics else []
+        return self._other_paths.union([HEALTH, DOWNLOAD, *metrics])
 
     async def _serve(self, handler: Handler, exchange: ASGIExchange) -> None:
         """Answer one request; if the client goes away meanwhile, whatever is going on for it ends."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from ..config import Settings
 from ..errors import RETRY_REASON_HEADER, UpstreamUnreachableError
-from ..wire.checksum import CHECKSUM_TYPE_HEADER, CHECKSUM_VALUE_HEADER, checksum_of
+from ..wire.checksum import CHECKSUM_TYPE_HEADER, CHECKSUM_VALUE_HEADER, ChecksumType, checksum_of
 from ..wire.pipeline import compose_etl_direct_put_url, has_path
 from .clients import ERROR_BODY_LIMIT, upstream_error
-from .exchange import DIRECT_PUT_LENGTH_HEADER, PIPELINE_HEADER, Answer
+from .exchange import DIRECT_PUT_LENGTH_HEADER, NO_CONTENT, OK, PIPELINE_HEADER, Answer
 from .flow import Batch, BatchStream
 from .outbound import Outbound, Response
 from .threads import WorkerThreads
@@ -39,7 +37,10 @@ class Deliverer:
         relayed = False
         try:
             url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
-            response = await self._outbound.request("PUT", url, await self._headers(stage, rest, content), content)
+            headers = self._headers(stage, rest)
+            if self._checksum is not None and isinstance(content, bytes):
+                headers += await self._checksum_headers(self._checksum, content)
+            response = await self._outbound.request("PUT", url, headers, content)
             try:
                 answer = await self._answer(response, content)
             except BaseException:
@@ -51,23 +52,23 @@ class Deliverer:
             if not relayed and not isinstance(content, bytes):
                 await content.aclose()
 
-    async def _headers(self, stage: str, rest: str, content: bytes | BatchStream) -> list[tuple[str, str]]:
+    def _headers(self, stage: str, rest: str) -> list[tuple[str, str]]:
         headers: list[tuple[str, str]] = []
         if rest:
             headers.append((PIPELINE_HEADER, rest))
         if self._token and has_path(stage):
             headers.append(("authorization", f"Bearer {self._token}"))
-        if self._checksum is not None and isinstance(content, bytes):
-            headers.append((CHECKSUM_TYPE_HEADER, self._checksum))
-            if len(content) <= QUICK:
-                value = checksum_of(self._checksum, content)
-            else:
-                value = await self._threads.run(checksum_of, self._checksum, content)
-            headers.append((CHECKSUM_VALUE_HEADER, value))
         return headers
 
+    async def _checksum_headers(self, kind: ChecksumType, content: bytes) -> list[tuple[str, str]]:
+        if len(content) <= QUICK:
+            value = checksum_of(kind, content)
+        else:
+            value = await self._threads.run(checksum_of, kind, content)
+        return [(CHECKSUM_TYPE_HEADER, kind), (CHECKSUM_VALUE_HEADER, value)]
+
     async def _answer(self, response: Response, content: bytes | BatchStream) -> Answer:
-        if response.status == HTTPStatus.NO_CONTENT:
+        if response.status == NO_CONTENT:
             length = response.headers.get(DIRECT_PUT_LENGTH_HEADER)
             response.close()
             return _delivered(length)
@@ -88,13 +89,13 @@ class Deliverer:
         content_type = response.headers.get("content-type", "")
         if not first:
             response.close()
-            return Answer(HTTPStatus.OK, b"", content_type)
-        return Answer(HTTPStatus.OK, _Relay(response, first, content), content_type, length=response.length)
+            return Answer(OK, b"", content_type)
+        return Answer(OK, _Relay(response, first, content), content_type, length=response.length)
 
 
 def _delivered(length: str | None) -> Answer:
     headers = () if length is None else ((DIRECT_PUT_LENGTH_HEADER, length),)
-    return Answer(HTTPStatus.NO_CONTENT, headers=headers)
+    return Answer(NO_CONTENT, headers=headers)
 
 
 class _Relay(BatchStream):

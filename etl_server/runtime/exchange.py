@@ -17,6 +17,9 @@ WEBSOCKET = "/ws"
 DIRECT_PUT_LENGTH_HEADER = "ais-direct-put-length"
 PIPELINE_HEADER = "ais-node-url"
 
+OK, NO_CONTENT = 200, 204
+"""Plain numbers: to look one up in `HTTPStatus`, and to hash it, costs more than to make an answer."""
+
 
 class Answer(NamedTuple):
     """What goes back: a status and a body, whole or as it comes."""

@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..errors import BadRequestError, ClientDisconnectedError
-from .eager import start_eagerly
+from .eager import Work, start_eagerly
 from .exchange import WEBSOCKET, Answer
 from .flow import SMALL, BatchStream, Inflow, ReadBuffer
 from .worker import already
@@ -42,6 +42,9 @@ class ObjectProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._etl = cast("ETLApp", self.config.app)
         self.worker = self._etl.worker
+        put = self._etl.object_handlers["PUT"]
+        self.push = put if put == self.worker.push else None
+        """What answers a PUT, where that may be done at once."""
         self._current: HttpExchange | None = None
         """The exchange that the parser feeds, if the request is for an object."""
         self._unstarted: HttpExchange | None = None
@@ -340,7 +343,7 @@ class HttpExchange:
     def __init__(self, protocol: ObjectProtocol, handler: Handler, method: str, path: str, query: str) -> None:
         self._protocol = protocol
         self._handler = handler
-        self._task: asyncio.Task[None] | None = None
+        self._task: Work | None = None
         self.method = method
         self.path = path
         self.query = query
@@ -373,7 +376,7 @@ class HttpExchange:
         protocol = self._protocol
         worker = protocol.worker
         self.started = protocol._since
-        if self.method == "PUT" and self._handler == worker.push:
+        if self._handler is protocol.push:
             now = worker.serve_now(self)
             if isinstance(now, Answer):
                 if self.send_whole(now):
@@ -385,7 +388,7 @@ class HttpExchange:
         worker.admission.enter()
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
         if task is not None:
-            protocol.tasks.add(task)
+            protocol.tasks.add(task)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked
             task.add_done_callback(protocol.tasks.discard)
 
     def disconnect(self, why: str) -> None:

@@ -22,6 +22,7 @@ A second SIGINT ends it at once. Before it is ready, there is nothing to finish,
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -95,6 +96,9 @@ class Server(uvicorn.Server):
         except Exception as error:
             logger.error("setup() raised %s", type(error).__name__, exc_info=error)
             raise StartError(f"setup() failed: {self._worker.start_error}") from None
+        # What is here now stays until the end: a garbage collection that looks at all of it makes objects wait.
+        gc.collect()
+        gc.freeze()
         try:
             self._listener.listen(BACKLOG)  # uvloop would do it too, and not say if it cannot
             await super().startup(sockets)

@@ -21,6 +21,7 @@ from ..config import Settings
 from ..errors import UpstreamRefusedError, UpstreamUnreachableError
 from .admission import Lane
 from .clients import CONNECT_TIMEOUT, ssl_context
+from .eager import Soon
 from .flow import SMALL, Batch, Inflow, ReadBuffer
 
 Headers = Sequence[tuple[str, str]]
@@ -252,7 +253,8 @@ class _Connection(asyncio.BufferedProtocol):
         self.method = method
         self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)
         self._response = response = Response(self, self.body)
-        self._head = head = self._loop.create_future()
+        head: Soon[Response] = Soon(loop=self._loop)
+        self._head = head
         self.answered = self._keep = False
         self.sent = self._whole = None
         self._active_at = self._loop.time()

@@ -10,7 +10,6 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import BinaryIO, Protocol
 
 import requests
@@ -18,6 +17,7 @@ import requests
 from ..errors import BodyTooLargeError, UpstreamUnreachableError
 from .admission import Lease
 from .clients import ERROR_BODY_LIMIT, ResponseRawReader, open_stream, upstream_error
+from .exchange import OK
 from .files import LocalFile, LocalFiles, ObjectFile
 from .flow import AsyncReader, Batch, Inflow, ThreadReader, buffered
 from .outbound import Headers, Outbound, Response
@@ -360,7 +360,7 @@ class TargetSource(UrlSource):
 
     async def _get(self) -> Response:
         response = await self._outbound.request("GET", self._url, self._headers)
-        if response.status == HTTPStatus.OK:
+        if response.status == OK:
             return response
         try:
             content = await response.read_start(ERROR_BODY_LIMIT)

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from http import HTTPStatus
 from typing import Protocol
 
 from ..errors import (
@@ -24,8 +23,8 @@ from ..wire.control import ControlMessage, InvalidControlMessageError, parse_con
 from ..wire.pipeline import InvalidPipelineError, ends_at_target
 from .admission import Lease
 from .counts import GONE
-from .eager import start_eagerly
-from .exchange import DIRECT_PUT_LENGTH_HEADER
+from .eager import Work, start_eagerly
+from .exchange import DIRECT_PUT_LENGTH_HEADER, NO_CONTENT
 from .flow import Batch
 from .source import BytesSource, Source
 from .worker import ObjectRequest, Worker
@@ -186,7 +185,7 @@ class Session:
             lease.add(len(data))
             source = BytesSource(data)
         answer = await worker.process(request, source, lease)
-        if answer.status == HTTPStatus.NO_CONTENT:
+        if answer.status == NO_CONTENT:
             return dict(answer.headers).get(DIRECT_PUT_LENGTH_HEADER, "0")
         if isinstance(answer.body, bytes):
             return answer.body
@@ -198,7 +197,7 @@ class Session:
             await answer.body.aclose()
         return b"".join(parts)
 
-    def _work_ended(self, _: asyncio.Task[None]) -> None:
+    def _work_ended(self, _: object) -> None:
         self._answer()
 
     def _answer(self) -> None:
@@ -299,7 +298,7 @@ class _Due:
     def __init__(self, control: ControlMessage, lease: Lease, closing: tuple[int, str] | None = None) -> None:
         self.control = control
         self.lease = lease
-        self.task: asyncio.Task[None] | None = None
+        self.task: Work | None = None
         self.closing = closing
         self.result: bytes | str | None = None
         self.error: Exception | None = None

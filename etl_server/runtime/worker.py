@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import quote_plus
 
@@ -45,7 +44,7 @@ from .admission import Admission, Lease
 from .clients import close_clients, plain_session
 from .counts import CUT, GONE, Counts, Outcome, Way
 from .deliver import Deliverer
-from .exchange import DIRECT_PUT_LENGTH_HEADER, DOWNLOAD, Answer, Exchange
+from .exchange import DIRECT_PUT_LENGTH_HEADER, DOWNLOAD, NO_CONTENT, Answer, Exchange
 from .execute import Executor, transform_error
 from .files import LocalFiles
 from .flow import BatchStream, ReadBuffer
@@ -154,6 +153,7 @@ class Worker:
             self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
             self._downloads = plain_session(settings)
             token = settings.authn_token.get_secret_value()
+            self._has_target = bool(settings.host_target.get_secret_value())
             self._session = lambda: self.server.session
             self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
             if self.server.streams:
@@ -385,7 +385,7 @@ class Worker:
         Raises:
             ETLError: what is to be answered instead.
         """
-        if request.stage and has_path(request.stage) and not self.settings.host_target.get_secret_value():
+        if request.stage and not self._has_target and has_path(request.stage):
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
         content: bytes | BatchStream
         if self._streams or self._direct_fqn:
@@ -411,7 +411,7 @@ class Worker:
         result = "aborted"
         try:
             answer = await self._deliver(request, source, content)
-            result = "delivered" if answer.status == HTTPStatus.NO_CONTENT else "answered"
+            result = "delivered" if answer.status == NO_CONTENT else "answered"
             return answer
         except UpstreamStatusError:
             result = "rejected"

@@ -53,6 +53,19 @@ main()
 """
 
 
+FROZEN = """
+import gc
+from etl_server import ETLServer
+
+class Frozen(ETLServer):
+    def setup(self):
+        self.made = [[] for _ in range(100_000)]
+
+    def transform(self, data, path, etl_args):
+        return b"%d" % gc.get_freeze_count()
+"""
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """A file with a class. With arguments, its transform waits for whoever opens the FIFO that they name."""
@@ -94,6 +107,14 @@ def open_gate(gate: Path) -> Iterator[None]:
 
 
 # Ready
+
+
+def test_garbage_collections_leave_alone_what_setup_has_made(tmp_path: Path) -> None:
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    with ServerProcess.serve(str(tmp_path / "frozen.py")) as server:
+        status, body = server.put(b"x")
+    assert status == 200
+    assert int(body) > 100_000
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
