@@ -276,8 +276,11 @@ class _Stream(BatchStream):
 
     async def start(self) -> bytes | None:
         """Wait for the first batch; the whole output, if that was all of it."""
-        self._first, ended = await self._take()
-        return _join(self._first) if ended else None
+        batch, ended = await self._take()
+        if ended:
+            return _join(batch)
+        self._first = batch
+        return None
 
     async def __anext__(self) -> Batch:
         if self._first is not None:
@@ -311,7 +314,7 @@ class _ThreadStream(_Stream):
         self._outflow = Outflow(loop, executor.server.settings.direct_put_chunk_size)
         self._ended = False
         opener = source.opener() if begun is None else None
-        self._job = loop.create_task(
+        self._job: asyncio.Task[None] | None = loop.create_task(
             executor.threads.run(self._run, opener, path, etl_args, begun, on_exit=executor.release)
         )
 
@@ -325,7 +328,9 @@ class _ThreadStream(_Stream):
         self._ended = True
         self._outflow.cancel()
         self._source.close()
-        self._job.cancel()
+        job, self._job = self._job, None  # which refers to the stream, so that both would stay until the next collection
+        if job is not None:
+            job.cancel()
 
     def _run(self, opener: Callable[[], BinaryIO] | None, path: str, etl_args: str, begun: _Begun | None) -> None:
         started = perf_counter()

@@ -136,6 +136,7 @@ class Inflow:
         self.ended = True
         if self._sink is not None:
             self._sink.finish()
+            self._sink = None
         self._wake()
 
     def fail(self, error: BaseException) -> None:
@@ -220,7 +221,8 @@ class Inflow:
             sink.fail(self._error)
         elif self.ended:
             sink.finish()
-        self._sink = sink
+        if not self.ended:
+            self._sink = sink
         self._ask()
         if full:
             self._pause_sender()
