@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..errors import ClientDisconnectedError
+from ..errors import BadRequestError, ClientDisconnectedError
 from .exchange import PIPELINE_HEADER, Answer
 from .flow import Inflow
 from .websocket import WINDOW, Session
@@ -53,6 +53,10 @@ class ASGIExchange:
 
     async def pump(self) -> None:
         """Feed the body as it comes; returns when the client has gone away."""
+        names = {name for name, _ in self.headers}
+        left = self.content_length
+        if left is None and b"upgrade" in names and b"transfer-encoding" in names:
+            left = -1  # an ASGI server may take its body for another protocol's, and tell of none
         while True:
             await self._flowing.wait()
             message = await self._receive()
@@ -63,7 +67,12 @@ class ASGIExchange:
             data = message.get("body", b"")
             if data:
                 self.body.feed(data)
-            if not message.get("more_body", False):
+                left = None if left is None else left - len(data)
+            if message.get("more_body", False):
+                continue
+            if left:
+                self.body.fail(BadRequestError("The body is not what its head announces"))
+            else:
                 self.body.finish()
 
     def send_whole(self, answer: Answer) -> bool:

@@ -328,7 +328,8 @@ class _ThreadStream(_Stream):
         self._ended = True
         self._outflow.cancel()
         self._source.close()
-        job, self._job = self._job, None  # which refers to the stream, so that both would stay until the next collection
+        # It refers to the stream: both would stay until the next garbage collection.
+        job, self._job = self._job, None
         if job is not None:
             job.cancel()
 
@@ -437,7 +438,7 @@ def _is_being_cancelled() -> bool:
 
 def transform_error(error: BaseException) -> ETLError:
     """What a transform raised, as the error to answer with."""
-    if isinstance(error, ETLError):
+    if isinstance(error, ETLError) and isinstance(getattr(error, "detail", None), str) and 400 <= error.status <= 599:
         return error
     return TransformError(str(tame(error)) or type(error).__name__)
 

@@ -48,6 +48,10 @@ class ObjectProtocol(HttpToolsProtocol):
         self._current: HttpExchange | None = None
         """The exchange that the parser feeds, if the request is for an object."""
         self._unstarted: HttpExchange | None = None
+        self._running: HttpExchange | None = None
+        """The exchange that was begun last; another one may be parsed meanwhile."""
+        self._to_ignore = False
+        """Whether the request asks for a protocol that is not spoken here."""
         self._in_head = False
         self._head_size = 0
         self._since = self.loop.time()
@@ -90,9 +94,12 @@ class ObjectProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgraded:
-            if self._should_upgrade():
+            rest = bytes(data[upgraded.args[0] :])
+            if self._to_ignore:
+                self._parse_without_upgrade(rest)
+            elif self._should_upgrade():
                 self._stop_watching()
-                self._upgrade(bytes(data[upgraded.args[0] :]))
+                self._upgrade(rest)
             return
         except httptools.HttpParserError:
             if self._unstarted is not None:  # its body is malformed, and nothing has been done for it yet
@@ -109,7 +116,7 @@ class ObjectProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
         queued = [cycle for cycle, _ in self.pipeline]
-        for cycle in (self.cycle, self._current, *queued):
+        for cycle in (self._running, self.cycle, self._current, *queued):
             if isinstance(cycle, HttpExchange):
                 cycle.disconnect(self._why)
         for cycle in queued:
@@ -129,6 +136,7 @@ class ObjectProtocol(HttpToolsProtocol):
         self._current = None
         self._in_head = True
         self._head_size = 0
+        self._to_ignore = False
         self._since = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -137,6 +145,9 @@ class ObjectProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         parser = self.parser
+        if parser.should_upgrade() and not self._should_upgrade():
+            self._to_ignore = True
+            return
         method = parser.get_method().decode("ascii")
         path, _, query = self.url.decode("latin-1").partition("?")
         handler = self._etl.route(method, path)
@@ -163,6 +174,8 @@ class ObjectProtocol(HttpToolsProtocol):
             exchange.body.feed(body)
 
     def on_message_complete(self) -> None:
+        if self._to_ignore:
+            return
         exchange = self._current
         if exchange is None:
             super().on_message_complete()
@@ -195,6 +208,21 @@ class ObjectProtocol(HttpToolsProtocol):
         head += [b"%s: %s\r\n" % header for header in self.headers]
         head.append(b"\r\n")
         upgrade(self.transport, b"".join(head), rest, self.worker, self.server_state)
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Serve a request that asks for another protocol as if it did not (RFC 9110, 7.8): its body stands behind it.
+
+        The parser takes the end of such a head for the end of the request, and what follows for the other protocol.
+        """
+        parser = self.parser
+        version = parser.get_http_version().encode()
+        head = [b"%s %s HTTP/%s\r\n" % (parser.get_method(), self.url, version)]
+        head += [b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = self._new_parser()
+        self.data_received(b"".join([*head, b"\r\n", rest]))
+
+    def timeout_keep_alive_handler(self) -> None:
+        """What uvicorn's own timer calls, which is started by requests that go through ASGI only: `_check` does it."""
 
     def _start_unstarted(self) -> None:
         exchange, self._unstarted = self._unstarted, None
@@ -386,6 +414,7 @@ class HttpExchange:
             if now is not None:
                 self._handler = now
         worker.admission.enter()
+        protocol._running = self
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
         if task is not None:
             protocol.tasks.add(task)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked

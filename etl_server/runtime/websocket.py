@@ -192,6 +192,7 @@ class Session:
         parts: Batch = []
         try:
             async for batch in answer.body:
+                lease.add(sum(map(len, batch)))
                 parts += batch
         finally:
             await answer.body.aclose()
@@ -209,7 +210,12 @@ class Session:
             if head.closing is not None:
                 self._close(*head.closing)
             elif head.result is None:
-                self._report(head.error or TransformError("it was cancelled"), head.control, head.started)
+                try:
+                    self._report(head.error or TransformError("it was cancelled"), head.control, head.started)
+                except Exception:
+                    # The next answer must not be taken for this one's.
+                    self._close(INTERNAL_ERROR, INTERNAL)
+                    raise
             else:
                 self._socket.send(head.result)
                 self._way.answered(200 if isinstance(head.result, bytes) else 204)
@@ -273,21 +279,22 @@ class Session:
 
     def _end(self, error: ETLError) -> None:
         self._taking = False
-        if self._control is not None:
-            self._worker.log_failure(error, WAY, self._control.path, time.monotonic())
         self._ended.set()
         if self._waiting is not None:
             self._waiting.cancel()
+        unanswered = [due for due in self._due if due.closing is None]
         for due in self._due:
             if due.task is not None:
                 due.task.cancel()
-            if due.closing is None:
-                self._way.answered(GONE)
-                self._worker.log_failure(error, WAY, due.control.path, due.started)
             due.lease.release()
         self._due.clear()
         self._worker.sessions.discard(self)
         self._worker.admission.leave(self._drain)
+        if self._control is not None:
+            self._worker.log_failure(error, WAY, self._control.path, time.monotonic())
+        for due in unanswered:
+            self._way.answered(GONE)
+            self._worker.log_failure(error, WAY, due.control.path, due.started)
 
 
 class _Due:

@@ -17,7 +17,7 @@ import pytest
 from etl_server import AsyncReader, ETLError, ETLServer, Settings
 from etl_server.testing import Driver, Reply, Target
 from etl_server.wire.names import encode_uname
-from tests.conftest import Live, Serve
+from tests.conftest import Live, Serve, Transport
 from tests.raw_client import RawAnswer, RawClient
 from tests.stages import STORED, Stage, answering, hanging_up, refusing, resetting, response, saying, stalling
 
@@ -664,3 +664,52 @@ def test_no_error_of_ours_has_a_secret_in_its_repr() -> None:
     for text in (repr(settings), str(settings), settings.redact(f"{SECRET} {TOKEN}"), repr(ETLError("x"))):
         assert SECRET not in text
         assert TOKEN not in text
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("body", [b"hello", b"x" * 100_000], ids=["small", "large"])
+@pytest.mark.parametrize("wanted", ["h2c", "foo"])
+async def test_a_request_that_offers_another_protocol_keeps_its_body(
+    serve: Serve, transport: Transport, together: bool, body: bytes, wanted: str
+) -> None:
+    head = f"PUT /b/o HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {wanted}\r\n"
+    head += f"HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with RawClient(serve(Upper).port) as client:
+        await client.send(head.encode() + (body if together else b""))
+        if not together:
+            await client.send(body)
+        answer = await client.answer()
+        if transport == "asgi":
+            assert answer.status == 400  # the ASGI server has lost it
+            return
+        assert (answer.status, answer.body) == (200, body.upper())
+        await client.put("/b/o", b"next")
+        assert (await client.answer()).body == b"NEXT"
+
+
+async def test_a_chunked_body_is_kept_too(serve: Serve, transport: Transport) -> None:
+    head = b"PUT /b/o HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with RawClient(serve(Upper).port) as client:
+        await client.send(head + b"5\r\nhello\r\n0\r\n\r\n")
+        answer = await client.answer()
+    assert (answer.status, answer.body) == (200, b"HELLO") if transport == "protocol" else answer.status == 400
+
+
+@pytest.mark.parametrize("transport", ["protocol"])
+async def test_what_is_no_request_behind_two_others_ends_them(serve: Serve) -> None:
+    cancelled = asyncio.Event()
+
+    class Slow(ETLServer):
+        async def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+            return data
+
+    live = serve(Slow)
+    async with RawClient(live.port) as client:
+        request = b"PUT /b/o HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+        await client.send(request + request + b"no request\r\n\r\n")
+    await eventually(cancelled.is_set)
+    await eventually(lambda: live.worker.admission.in_flight == 0)

@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, Frame, Opcode
 
-from etl_server import AsyncReader, ETLServer
+from etl_server import AsyncReader, ETLError, ETLServer
 from etl_server.testing import Driver, DriverSocket, Message, Target, pipeline
 from tests.conftest import Live, Serve
 from tests.helpers import ais_file, eventually, health, no_logs
@@ -728,3 +728,37 @@ async def test_ws_is_no_object(serve: Serve) -> None:
         async with RawClient(live.port) as client:
             await client.send(f"{method} /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             assert (await client.answer()).status in range(400, 500)
+
+
+class UnfinishedError(ETLError):
+    """An error of the user's own, made in a way that leaves out what ours have."""
+
+    status = 200
+
+    def __init__(self) -> None:
+        pass
+
+
+async def test_an_answer_never_takes_the_place_of_another_whatever_is_raised(serve: Serve) -> None:
+    class Raises(ETLServer):
+        def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
+            if data == b"bad":
+                raise UnfinishedError
+            return data
+
+    async with by_hand(serve(Raises)) as socket:
+        for data in (b"bad", b"b", b"c"):
+            await socket.send(b"{}")
+            await socket.send(data)
+        messages, code, _ = await closing(socket)
+    assert (messages, code) == ([], 1011)
+
+
+async def test_a_failure_that_cannot_be_told_ends_the_connection(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = serve(Fails, ws_error="text")
+    monkeypatch.setattr(live.worker, "log_failure", lambda *_: 1 / 0)
+    async with by_hand(live) as socket:
+        for data in (b'{"etl_args": "bad"}', b"a", b"{}", b"b"):
+            await socket.send(data)
+        messages, code, _ = await closing(socket)
+    assert (messages, code) == ([], 1011)
