@@ -141,6 +141,9 @@ class ETLServer:
     def start(self, host: str | None = None, port: int | None = None) -> None:
         """Serve until SIGTERM or Ctrl-C; returns when every object in flight is finished.
 
+        With one worker (`ETL_WORKERS=1`) this instance serves. With several, each process makes one of its own of the
+        class, without arguments: what this one was given, or has set, is not theirs.
+
         Args:
             host: address to listen on; default `ETL_HOST`.
             port: port to listen on; default `ETL_PORT`.
