@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class FileTree:
         self.root = Path(os.path.realpath(root))
         self._inside = str(self.root).rstrip("/") + "/"
         self._entered: dict[str, _Directory] = {}
+        self._lock = threading.Lock()
+        """Of `_entered`."""
         self.owner = ""
         """Part of the names of files that are not whole yet."""
 
@@ -209,7 +212,8 @@ class FileTree:
     def _drop(self, name: str, incoming: str) -> None:
         """Leave nothing of a file that does not become the object."""
         try:
-            os.unlink(incoming, dir_fd=self._directory(object_path(name).rpartition("/")[0], create=False).descriptor)
+            directory = self._directory(object_path(name).rpartition("/")[0], create=False)
+            os.unlink(incoming, dir_fd=directory.descriptor)
         except OSError:  # also where it has become the object
             pass
         self.prune(name)
@@ -245,7 +249,8 @@ class FileTree:
         parent, _, file = object_path(name).rpartition("/")
         for _ in range(_RACES):
             try:
-                return make(self._directory(parent).descriptor, file)
+                directory = self._directory(parent)
+                return make(directory.descriptor, file)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -253,15 +258,17 @@ class FileTree:
         raise ObjectStoreTransientError(f"{self.path(name)}: its directory is removed again and again")
 
     def _directory(self, parent: str, *, create: bool = True) -> _Directory:
-        """A directory for writing, which stays open as long as it is in use."""
-        directory = self._entered.get(parent)
+        """A directory for writing. Whoever uses its descriptor refers to it for so long: else another thread closes it."""
+        with self._lock:
+            directory = self._entered.get(parent)
         if directory is None or not directory.is_there():
             if create:
                 self.root.mkdir(parents=True, exist_ok=True)
             directory = _Directory(self._enter(parent.split("/") if parent else [], create=create))
-            if len(self._entered) >= _DIRECTORIES_KEPT:
-                self._entered.clear()
-            self._entered[parent] = directory
+            with self._lock:
+                if len(self._entered) >= _DIRECTORIES_KEPT:
+                    self._entered.clear()
+                self._entered[parent] = directory
         return directory
 
     def delete(self, name: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,29 @@ def test_a_bucket_may_be_a_link(tmp_path: Path) -> None:
     assert names(files) == ["obj"]
     with files.open("obj") as file:
         assert file.read() == b"content"
+
+
+@pytest.mark.parametrize("call", ["dup", "unlink"])
+def test_the_descriptor_of_a_directory_is_no_others_while_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """As if other threads entered so many directories just before the call that none is kept of those before."""
+    files = FileTree(tmp_path)
+    real = getattr(os, call)
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(os, call, real)
+        for number in range(65):
+            files.write(f"other{number}/obj", b"")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, late)
+    if call == "dup":
+        with files.create("mine/obj") as incoming:
+            incoming.commit()
+        assert names(files) == ["mine/obj"]
+    else:
+        with pytest.raises(TypeError):
+            files.write("mine/obj", "no bytes")  # type: ignore[arg-type]
+        assert not (tmp_path / "mine").exists()
+    assert len(list(tmp_path.iterdir())) == 65 + (call == "dup")

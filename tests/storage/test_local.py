@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,25 @@ def test_what_a_killed_process_leaves_is_no_object(store: LocalObjectStore, tmp_
     assert names(store) == ["dir/obj"]
     assert not store.exists(f"dir/{left.name}")
     assert read(store, "dir/obj") == b"old"
+
+
+def test_threads_that_share_a_store_put_objects_in_the_directories_of_their_names(
+    store: LocalObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More directories than a store keeps open, and threads that switch often: nothing waits for a disk."""
+    names = [f"{number % 300}/{number}" for number in range(4500)]
+
+    def put(name: str) -> None:
+        store.put_object(name, name.encode())
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(12) as threads:
+            list(threads.map(put, names))
+    finally:
+        sys.setswitchinterval(interval)
+    assert {info.name: store.read_object(info.name).decode() for info in store.list_objects()} == {
+        name: name for name in names
+    }
