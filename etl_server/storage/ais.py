@@ -265,11 +265,12 @@ class AISObjectStore(ObjectStore):
         hops.append(_shown(goal))
         if len(hops) > MAX_REDIRECTS + 1:
             raise RedirectError(f"{uri}: expected at most {MAX_REDIRECTS} redirects", hops)
-        if urlsplit(goal).scheme not in ("http", "https") or not urlsplit(goal).hostname:
+        scheme = urlsplit(goal).scheme  # in lower case, whatever the URL has
+        if scheme not in ("http", "https") or not urlsplit(goal).hostname:
             raise RedirectError(f"{uri}: expected a redirect to an http(s) URL", hops)
         if unquote(urlsplit(goal).path) != unquote(urlsplit(url).path):
             raise RedirectError(f"{uri}: redirected to another object", hops)
-        if self._token and url.startswith("https:") and goal.startswith("http:"):
+        if self._token and urlsplit(url).scheme == "https" and scheme == "http":
             raise RedirectError(f"{uri}: the token is not sent from https to http", hops)
         return goal
 

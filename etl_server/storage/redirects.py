@@ -61,12 +61,13 @@ def redirect(response: Any, request_dict: dict[str, Any], allow_http: bool = Fal
     # An operation has one context, and every attempt the same.
     hops: list[str] = request_dict["context"].setdefault(_HOPS, [_shown(url)])
     goal = urljoin(url, location)
-    if urlsplit(goal).scheme not in ("http", "https") or not urlsplit(goal).hostname:
+    scheme = urlsplit(goal).scheme  # in lower case, whatever the URL has
+    if scheme not in ("http", "https") or not urlsplit(goal).hostname:
         raise RedirectError(f"S3 redirect to {_shown(goal)!r}: expected an http(s) URL", hops)
     hops.append(_shown(goal))
     if len(hops) > MAX_REDIRECTS + 1:
         raise RedirectError(f"S3 redirects: expected at most {MAX_REDIRECTS} in an operation", hops)
-    if url.startswith("https:") and goal.startswith("http:") and not allow_http:
+    if urlsplit(url).scheme == "https" and scheme == "http" and not allow_http:
         raise RedirectError("S3 redirect from https to http: expected follow_redirects(client, allow_http=True)", hops)
     request_dict["url"] = goal
     # botocore's own handler of region redirects comes after this one, and is told that it had its turn.

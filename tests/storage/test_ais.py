@@ -269,8 +269,9 @@ def test_the_token_goes_to_the_gateway_and_the_target() -> None:
             store.stat_object("obj")
 
 
+@pytest.mark.parametrize(("secure", "plain"), [("https", "http"), ("https", "HTTP"), ("HTTPS", "http")])
 @pytest.mark.parametrize("token", ["the-token", ""])
-def test_no_token_goes_from_https_to_http(tmp_path: Path, token: str) -> None:
+def test_no_token_goes_from_https_to_http(tmp_path: Path, token: str, secure: str, plain: str) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -279,7 +280,9 @@ def test_no_token_goes_from_https_to_http(tmp_path: Path, token: str) -> None:
     with AISCluster(token=token, tls=tls) as cluster:
         with AISObjectStore(BUCKET, endpoint=cluster.url, policy=QUICK) as stranger, pytest.raises(ObjectStoreError):
             stranger.stat_object("obj")
-        with AISObjectStore(BUCKET, endpoint=cluster.url, settings=settings, policy=QUICK) as store:
+        cluster.location = lambda url: url.replace("http", plain)
+        url = cluster.url.replace("https", secure)
+        with AISObjectStore(BUCKET, endpoint=url, settings=settings, policy=QUICK) as store:
             assert list(store.list_objects()) == []
             if token:
                 with pytest.raises(RedirectError, match="https to http"):

@@ -181,13 +181,15 @@ def test_a_file_is_sent_from_where_it_stands(
     assert s3.get_object(Bucket=bucket, Key="key")["Body"].read() == BODY
 
 
+@pytest.mark.parametrize(("secure", "plain"), [("https", "http"), ("https", "HTTP"), ("HTTPS", "http")])
 def test_nothing_goes_from_https_to_http_unless_allowed(
-    https: tuple[S3Proxy, Path], s3_proxy: S3Proxy, s3: S3Client, bucket: str
+    https: tuple[S3Proxy, Path], s3_proxy: S3Proxy, s3: S3Client, bucket: str, secure: str, plain: str
 ) -> None:
     gateway, ca = https
-    gateway.inject(redirect(307, s3_proxy.url), times=None)
+    gateway.inject(redirect(307, s3_proxy.url.replace("http", plain)), times=None)
     # rclone takes no checksum that comes behind a body of chunks, as botocore sends it over https.
-    client = follow_redirects(s3_client(gateway.url, verify=ca, request_checksum_calculation="when_required"))
+    url = gateway.url.replace("https", secure)
+    client = follow_redirects(s3_client(url, verify=ca, request_checksum_calculation="when_required"))
     with pytest.raises(RedirectError, match="https to http: expected follow_redirects"):
         client.put_object(Bucket=bucket, Key="key", Body=BODY)
     assert s3_proxy.requests == []
