@@ -258,7 +258,7 @@ class FileTree:
         raise ObjectStoreTransientError(f"{self.path(name)}: its directory is removed again and again")
 
     def _directory(self, parent: str, *, create: bool = True) -> _Directory:
-        """A directory for writing. Whoever uses its descriptor refers to it for so long: else another thread closes it."""
+        """A directory for writing. Refer to it as long as its descriptor is used: else another thread closes that."""
         with self._lock:
             directory = self._entered.get(parent)
         if directory is None or not directory.is_there():
