@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -49,10 +50,16 @@ class UploadJournal:
 
 
 def note(journal: Path, value: object) -> None:
-    """Append a line of JSON to a file, which several processes append to."""
+    """Append a line of JSON to a file, which several processes append to.
+
+    Raises:
+        OSError: it is not there, or not all of it.
+    """
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         # A line feed before it, too: what a full disk has cut off ends there.
-        os.write(descriptor, f"\n{json.dumps(value)}\n".encode())
+        line = f"\n{json.dumps(value)}\n".encode()
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(journal))
     finally:
         os.close(descriptor)
