@@ -98,7 +98,12 @@ class AISObjectStore(ObjectStore):
         return self._uri(object_name)
 
     def stat_object(self, object_name: str) -> ObjectInfo:
-        with self._ask("HEAD", object_name, query={"props": _PROPS}) as answer:
+        self._check(object_name)
+        return self._policy.call(lambda: self._stat(object_name))
+
+    def _stat(self, object_name: str) -> ObjectInfo:
+        """The same, asked for once."""
+        with self._send("HEAD", object_name, query={"props": _PROPS}) as answer:
             size = _length(answer)
             if size is None:
                 raise ObjectStoreError(f"{self._uri(object_name)}: the answer does not tell its size")
@@ -150,8 +155,9 @@ class AISObjectStore(ObjectStore):
             return self._put(object_name, spool, spool.tell(), content_type)
 
     def delete_object(self, object_name: str) -> None:
+        self._check(object_name)
         try:
-            self._ask("DELETE", object_name).close()
+            self._policy.call(lambda: self._send("DELETE", object_name)).close()
         except FileNotFoundError:
             pass
 
@@ -159,10 +165,6 @@ class AISObjectStore(ObjectStore):
         self._session.close()
 
     # Requests
-
-    def _ask(self, method: str, object_name: str, *, query: Mapping[str, str] | None = None) -> requests.Response:
-        self._check(object_name)
-        return self._policy.call(lambda: self._send(method, object_name, query=query))
 
     def _put(self, object_name: str, body: Source, size: int, content_type: str | None) -> ObjectInfo:
         headers = {"Content-Type": content_type or "application/octet-stream"}
@@ -183,7 +185,7 @@ class AISObjectStore(ObjectStore):
         try:
             length = _length(answer)
             if length is None:
-                length = self._policy.call(lambda: self.stat_object(object_name)).size
+                length = self._stat(object_name).size
             end = answered_stop(uri, start, stop, answer.headers.get("content-range", ""), length)
         except BaseException:
             answer.close()

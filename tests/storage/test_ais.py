@@ -190,6 +190,21 @@ def test_an_answer_with_less_than_it_says_is_never_a_shorter_object(store: AISOb
     assert read(store, "obj", 0, 100) == CONTENT[:100]
 
 
+def test_an_answer_without_a_length_asks_for_it_once_in_every_try(store: AISObjectStore, cluster: AISCluster) -> None:
+    async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "HEAD":
+            return web.Response(status=503)
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        return response
+
+    cluster.faults += [("target", refuse)] * 100
+    with pytest.raises(ObjectStoreTransientError, match="503"):
+        store.open_object("obj")
+    asked = [request.method for request in cluster.requests if request.node == "target"]
+    assert asked == ["GET", "HEAD"] * QUICK.tries
+
+
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(store: AISObjectStore, cluster: AISCluster) -> None:
     store.put_object("obj", CONTENT[::-1])
     cluster.faults += [("target", truncate(CONTENT, 5 * MIB, "other"))]
