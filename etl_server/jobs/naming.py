@@ -54,21 +54,20 @@ class Naming:
     router: Router = "name"
 
     def output(self, source: str) -> str:
-        """The output's name. Under `content-hash` only its extension is used, and its `prepend`.
-
-        As in AIStore, the extension is all that comes after the last dot. One that is not mapped stays.
-        """
-        if self.extensions:
-            stem, dot, extension = source.rpartition(".")
-            replacement = self.extensions.get(extension) if dot else None
-            if replacement is not None:
-                source = f"{stem}.{replacement}"
-        return self.prepend + source
+        """The output's name by plan. Under `content-hash` its extension is not mapped yet: no two sources share one."""
+        return self.prepend + (self._mapped(source) if self.router == "name" else source)
 
     def hashed(self, output: str, digest: str) -> str:
-        """The name of an output by the hexadecimal `digest` of its content; `output` is its name otherwise."""
-        _, dot, extension = output.rpartition("/")[2].rpartition(".")
+        """The name of an output by the hexadecimal `digest` of its content; `output` is its name by plan."""
+        name = self._mapped(output.removeprefix(self.prepend))
+        _, dot, extension = name.rpartition("/")[2].rpartition(".")
         return f"{self.prepend}{digest}{dot}{extension if dot else ''}"
+
+    def _mapped(self, source: str) -> str:
+        """As in AIStore, the extension is all that comes after the last dot. One that is not mapped stays."""
+        stem, dot, extension = source.rpartition(".")
+        replacement = self.extensions.get(extension) if dot else None
+        return source if replacement is None else f"{stem}.{replacement}"
 
 
 def parse_extensions(pairs: Iterable[str]) -> dict[str, str]:

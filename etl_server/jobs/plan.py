@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 from ..errors import JobError
-from ..storage import ObjectInfo, ObjectStore
+from ..storage import LocalObjectStore, ObjectInfo, ObjectStore
 from .ledger import Ledger, Planned
 from .naming import Naming, Router, Selection
 
@@ -61,18 +63,27 @@ def note_outputs(ledger: Ledger, sink: ObjectStore, naming: Naming) -> None:
         return
 
 
-def check_apart(source_uri: str, sink_uri: str, ledger: Ledger, selection: Selection) -> None:
+def check_apart(source: ObjectStore, sink: ObjectStore, ledger: Ledger, selection: Selection, naming: Naming) -> None:
     """Raise JobError where outputs would be written over selected sources, or be taken for sources by the next run."""
-    source_base, sink_base = (uri.partition("?")[0].rstrip("/") + "/" for uri in (source_uri, sink_uri))
+    source_base, sink_base = _base(source), _base(sink)
     if not (source_base.startswith(sink_base) or sink_base.startswith(source_base)):
         return
     for output in ledger.outputs():
+        if naming.router == "content-hash":
+            output = naming.hashed(output, "0" * 64)
         full = sink_base + output
         if full.startswith(source_base) and selection.takes(full.removeprefix(source_base)):
             raise JobError(
-                f"{sink_uri}: the output {output} would be one of the job's own sources;"
+                f"{sink_base}: the output {output} would be one of the job's own sources;"
                 " expected another place, or --match, --exclude and --ext that tell them apart"
             )
+
+
+def _base(store: ObjectStore) -> str:
+    """What all names of a store begin with, however the store is spelled."""
+    if isinstance(store, LocalObjectStore):
+        return os.path.realpath(store.root).rstrip("/") + "/"
+    return unquote(store.get_uri("x"), errors="surrogateescape").removesuffix("x")
 
 
 def _look_up(source: ObjectStore, names: Iterable[str], selection: Selection) -> Iterator[ObjectInfo]:

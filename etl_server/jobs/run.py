@@ -143,8 +143,7 @@ class Job:
         """
         options = self._options
         cls = load_class(options.spec)
-        context = (options.naming.router, options.naming.prepend if options.naming.router != "name" else "")
-        code = fingerprint(cls, self._settings, options.etl_args, *context)
+        code = fingerprint(cls, self._settings, options.etl_args, *_naming_context(options.naming))
         sink_uri = options.sink or ""
         path = options.ledger or default_path(options.source, sink_uri)
         forgotten = options.inspect or (options.dry_run and not path.exists())
@@ -173,8 +172,8 @@ class Job:
         try:
             plan_objects(ledger, source, options.selection, options.naming, options.names)
             if options.sink is not None and not options.inspect:
-                check_apart(options.source, options.sink, ledger, options.selection)
                 with open_store(options.sink) as sink:
+                    check_apart(source, sink, ledger, options.selection, options.naming)
                     note_outputs(ledger, sink, options.naming)
         except UnicodeEncodeError as error:
             raise JobError(f"{options.source}: expected names in UTF-8, not {error.object!a}") from None
@@ -318,6 +317,13 @@ class Job:
         if in_a_row >= LOST_STORE:
             return f"a store is lost: {self.summary.failures[-1][1] if self.summary.failures else ''}"
         return ""
+
+
+def _naming_context(naming: Naming) -> tuple[str, ...]:
+    """What outputs' names depend on besides their sources' names, by which the ledger knows them."""
+    if naming.router == "name":
+        return (naming.router, "")
+    return (naming.router, naming.prepend, *(f"{old}:{new}" for old, new in sorted(naming.extensions.items())))
 
 
 def make_server(spec: str) -> ETLServer:

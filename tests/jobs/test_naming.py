@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from etl_server.errors import ConfigError
+from etl_server.errors import ConfigError, JobError
+from etl_server.jobs.ledger import Ledger, Planned
 from etl_server.jobs.naming import Naming, Selection, parse_extensions
+from etl_server.jobs.plan import check_apart
+from etl_server.storage import open_store
 
 from .conftest import Bench
 
@@ -90,6 +95,50 @@ def test_outputs_are_named_by_their_content(bench: Bench) -> None:
     (bench.source / "a.txt").unlink()
     assert bench.events("--router", "content-hash", "--prepend", "by-hash/", "--sync")["deleted"] == 0
     assert sorted(bench.outputs.values()) == ["OTHER", "SAME"]
+
+
+def test_two_sources_whose_extensions_become_one_keep_an_output_each(bench: Bench) -> None:
+    bench.put("a.jpg", "one")
+    bench.put("a.png", "two")
+    options = ("--router", "content-hash", "--ext", "jpg:webp", "--ext", "png:webp")
+    assert bench.events(*options)["done"] == 2
+    assert bench.outputs == {f"{hashlib.sha256(text.encode()).hexdigest()}.webp": text for text in ("ONE", "TWO")}
+    assert bench.events(*options)["skipped"] == 2
+    assert bench.events(*options, "--ext", "other:kind")["done"] == 2
+    (bench.source / "a.png").unlink()
+    assert bench.events(*options, "--sync")["deleted"] == 1
+    assert list(bench.outputs.values()) == ["ONE"]
+
+
+@pytest.mark.parametrize("spelling", ["uri", "dots", "link", "nested"])
+def test_a_sink_that_is_the_source_by_another_name_stops_the_job(bench: Bench, spelling: str, tmp_path: Path) -> None:
+    bench.put("a.txt", "one")
+    bench.put("down/b.txt", "two")
+    (tmp_path / "link").symlink_to(bench.source)
+    sink = {
+        "uri": f"file://{bench.source}",
+        "dots": f"{bench.source}/../{bench.source.name}",
+        "link": str(tmp_path / "link"),
+        "nested": str(tmp_path / "link" / "down"),
+    }[spelling]
+    command = bench.command()
+    command[command.index(str(bench.sink))] = sink
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "would be one of the job's own sources" in done.stderr
+    assert (bench.source / "a.txt").read_text() == "one"
+    assert (bench.source / "down" / "b.txt").read_text() == "two"
+
+
+def test_names_in_percent_escapes_are_the_same_place(tmp_path: Path) -> None:
+    with (
+        open_store("s3://bucket/a b?endpoint_url=http://127.0.0.1:9") as source,
+        open_store("s3://bucket/a%20b/?endpoint_url=http://127.0.0.1:9") as sink,
+        Ledger(None, "source", "sink") as ledger,
+    ):
+        ledger.plan([Planned("x", "x", 1, "1", True)])
+        with pytest.raises(JobError, match="own sources"):
+            check_apart(source, sink, ledger, Selection(), Naming())
 
 
 def test_a_list_names_the_objects(bench: Bench) -> None:
