@@ -143,6 +143,7 @@ class Job:
         """
         options = self._options
         cls = load_class(options.spec)
+        files = _files(cls)
         code = fingerprint(cls, self._settings, options.etl_args, *_naming_context(options.naming))
         sink_uri = options.sink or ""
         path = options.ledger or default_path(options.source, sink_uri)
@@ -162,7 +163,7 @@ class Job:
                     if orphans:
                         self._delete(led, orphans)
                     if self.summary.due.objects:
-                        self._work(cls, led, code, observer)
+                        self._work(cls, files, led, code, observer)
             finally:
                 report(led)
         return self.summary
@@ -195,9 +196,9 @@ class Job:
                     self.summary.deleted += 1
                 ledger.forget(output)
 
-    def _work(self, cls: type[ETLServer], ledger: Ledger, code: str, observer: Observer) -> None:
+    def _work(self, cls: type[ETLServer], files: dict[str, str], ledger: Ledger, code: str, observer: Observer) -> None:
         started = time.monotonic()
-        engine = self._engine(cls, ledger)
+        engine = self._engine(cls, files, ledger)
         ledger.littered = Litter.HERE if self._options.engine == "local" else Litter.ELSEWHERE
         try:
             for outcomes in self._outcomes(engine, ledger.due(), observer):
@@ -206,12 +207,12 @@ class Job:
         finally:
             engine.close()
             self.summary.seconds = time.monotonic() - started
-            if engine.unclean or ledger.owner.journal.exists():
+            if engine.abandoned:
+                ledger.littered = Litter.ELSEWHERE
+            elif engine.unclean or ledger.owner.journal.exists():
                 self._clean(ledger)
             else:
                 ledger.littered = Litter.NONE
-            if engine.abandoned:
-                ledger.littered = Litter.ELSEWHERE
 
     def _is_alone(self, busy: bool) -> bool:
         """Wait for workers on other machines, whose run was killed or lost them, to end by themselves.
@@ -244,11 +245,9 @@ class Job:
                 return
         ledger.littered = Litter.NONE
 
-    def _engine(self, cls: type[ETLServer], ledger: Ledger) -> Engine:
+    def _engine(self, cls: type[ETLServer], files: dict[str, str], ledger: Ledger) -> Engine:
         options = self._options
         workers = max(1, min(options.workers, self.summary.due.objects))
-        modules = (sys.modules.get(name) for name in local_modules(cls))
-        files = [file for module in modules if (file := getattr(module, "__file__", None))]
         config = WorkerConfig(
             functools.partial(make_server, options.spec),
             options.source,
@@ -256,7 +255,7 @@ class Job:
             options.naming,
             options.etl_args,
             self._settings.max_memory // workers,
-            {file: file_identity(file) for file in files},
+            files,
             ledger.owner,
         )
         if options.engine == "ray":
@@ -317,6 +316,13 @@ class Job:
         if in_a_row >= LOST_STORE:
             return f"a store is lost: {self.summary.failures[-1][1] if self.summary.failures else ''}"
         return ""
+
+
+def _files(cls: type[ETLServer]) -> dict[str, str]:
+    """The local files that the class's code is in, and what they are now."""
+    modules = (sys.modules.get(name) for name in local_modules(cls))
+    files = [file for module in modules if (file := getattr(module, "__file__", None))]
+    return {file: file_identity(file) for file in files}
 
 
 def _naming_context(naming: Naming) -> tuple[str, ...]:

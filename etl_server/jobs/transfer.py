@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -78,7 +79,8 @@ class Transfer:
         # What has to be on the event loop goes through the executor, as in a server; all else needs no detour.
         self._direct = not server.streams and not self._executor.is_async and server.execution != "inline"
         limit = server.max_concurrency
-        self._slots = threading.BoundedSemaphore(limit) if limit and self._direct else None
+        # Taken before the time of a transform begins, so there is always room for it in the executor.
+        self._slots: AbstractContextManager[object] = threading.BoundedSemaphore(limit) if limit else nullcontext()
 
     def close(self) -> None:
         """Close the stores."""
@@ -141,25 +143,22 @@ class Transfer:
         if self._direct:
             result = self._transform(data, task.source, mark)
         else:
-            mark(time.monotonic())
-            result = self._on_loop(self._executor.transform(data, task.source, self._etl_args))
+            with self._slots:
+                mark(time.monotonic())
+                result = self._on_loop(self._executor.transform(data, task.source, self._etl_args))
         mark(0)
         stored, stored_id = self._put(task, result)
         return Outcome(task.id, "", stored, stored_id, size, len(result))
 
     def _transform(self, data: bytes | str, name: str, mark: Mark) -> bytes:
-        if self._slots is not None:
-            self._slots.acquire()
-        mark(time.monotonic())
-        try:
-            result: Any = self.server.transform(data, name, self._etl_args)
-            if hasattr(result, "__await__"):
-                result = self._on_loop(_finish(result))
-        except BaseException as error:
-            raise transform_error(error) from error
-        finally:
-            if self._slots is not None:
-                self._slots.release()
+        with self._slots:
+            mark(time.monotonic())
+            try:
+                result: Any = self.server.transform(data, name, self._etl_args)
+                if hasattr(result, "__await__"):
+                    result = self._on_loop(_finish(result))
+            except BaseException as error:
+                raise transform_error(error) from error
         if not isinstance(result, (bytes, bytearray, memoryview)):
             raise TransformError(f"transform() returned {type(result).__name__}, expected bytes")
         return bytes(result)
@@ -171,20 +170,21 @@ class Transfer:
         def pieces() -> Iterator[bytes]:
             nonlocal written
             stream: bytes | BatchStream | None = None
-            try:
-                mark(time.monotonic())
-                stream = self._on_loop(self._executor.stream(source, task.source, self._etl_args))
-                batches = iter(([stream],)) if isinstance(stream, bytes) else self._batches(stream, mark)
-                for batch in batches:
+            with self._slots:
+                try:
+                    mark(time.monotonic())
+                    stream = self._on_loop(self._executor.stream(source, task.source, self._etl_args))
+                    batches = iter(([stream],)) if isinstance(stream, bytes) else self._batches(stream, mark)
+                    for batch in batches:
+                        mark(0)
+                        for piece in batch:
+                            written += len(piece)
+                            yield piece
+                finally:
                     mark(0)
-                    for piece in batch:
-                        written += len(piece)
-                        yield piece
-            finally:
-                mark(0)
-                if isinstance(stream, BatchStream):
-                    self._on_loop(stream.aclose())
-                source.close()
+                    if isinstance(stream, BatchStream):
+                        self._on_loop(stream.aclose())
+                    source.close()
 
         stored, stored_id = self._put(task, pieces())
         return Outcome(task.id, "", stored, stored_id, source.bytes_read, written)

@@ -7,9 +7,15 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from etl_server.config import Settings
+from etl_server.errors import JobError
+from etl_server.jobs.progress import PlainLines
+from etl_server.jobs.run import Job, JobOptions
 
 from .conftest import Bench
 
@@ -53,6 +59,38 @@ def test_a_transform_that_hangs_is_ended(bench: Bench) -> None:
     assert done.returncode == 1
     assert "  stuck: no result within --object-timeout=0.5" in done.stdout
     assert len(bench.outputs) == 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "async def transform(self, data, path, etl_args):\n        await asyncio.sleep(0.4)\n        return data",
+        "execution = 'inline'\n    def transform(self, data, path, etl_args):\n        return time.sleep(0.4) or data",
+        "def transform_stream(self, reader, path, etl_args):\n        time.sleep(0.4)\n        yield reader.read()",
+    ],
+    ids=["async", "inline", "stream"],
+)
+def test_waiting_for_its_turn_is_no_part_of_a_transforms_time(bench: Bench, body: str) -> None:
+    bench.fill(**{f"{number:02}": "x" for number in range(12)})
+    head = (
+        "import asyncio, time\nfrom etl_server import ETLServer\n\nclass One(ETLServer):\n    max_concurrency = 1\n    "
+    )
+    bench.spec.write_text(head + body + "\n")
+    assert bench.events("--object-timeout", "1.5", "--workers", "1")["done"] == 12
+
+
+def test_a_class_that_is_edited_while_the_job_is_planned_stops_it(bench: Bench) -> None:
+    bench.fill(a="one")
+
+    def edited_before_the_first() -> Iterator[str]:
+        bench.spec.write_text(bench.spec.read_text().replace("upper", "lower"))
+        yield "a"
+
+    places = (str(bench.spec), str(bench.source), str(bench.sink))
+    job = Job(JobOptions(*places, names=edited_before_the_first(), ledger=bench.ledger), Settings.load(workers=1))
+    with pytest.raises(JobError, match=r"upper\.py was changed while the job was running"):
+        job.run(PlainLines(lambda _: ""), lambda ledger: None)
+    assert not bench.sink.exists()
 
 
 def test_max_failures_stops_the_job(bench: Bench) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from etl_server.config import Settings
 from etl_server.jobs import run
+from etl_server.jobs.engines.local import LocalEngine
 from etl_server.jobs.ledger import Ledger, Litter
+from etl_server.jobs.naming import Naming
 from etl_server.jobs.progress import PlainLines
 from etl_server.jobs.run import Job, JobOptions, Summary
 from etl_server.storage.object_paths import INCOMING
@@ -66,3 +69,15 @@ def test_a_run_with_nothing_to_do_does_not_wait(haunted: Bench, monkeypatch: pyt
     summary = do(job(haunted))
     assert (summary.stopped, summary.skipped) == ("", 1)
     assert littered(haunted) == Litter.ELSEWHERE
+
+
+def test_what_was_written_stays_noted_while_a_lost_worker_may_still_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.fill(a="one")
+    monkeypatch.setattr(LocalEngine, "abandoned", True)
+    places = (str(bench.spec), str(bench.source), str(bench.sink))
+    options = JobOptions(*places, ledger=bench.ledger, naming=Naming(router="content-hash"))
+    assert do(Job(options, Settings.load(workers=1))).done == 1
+    assert littered(bench) == Litter.ELSEWHERE
+    assert Path(f"{bench.ledger}.uploads").exists()
