@@ -14,9 +14,9 @@ processes that share the socket and are ready.
    to close an idle connection that a client cannot cross with a request, but who sends all the time has got an
    answer with `Connection: close` by then.
 5. `teardown()`, and the exit code is 0. If the time is over before that, what is not finished is cut, so that its
-   client sees the failure, and the exit code is 1.
+   client sees the failure, and the exit code is 1. It is 1 too if `teardown()` raised.
 
-A second SIGINT ends it at once. Before it is ready, there is nothing to finish, and it ends at once too.
+A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before it is ready, there is nothing to finish, and it ends at once too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .http import ObjectProtocol
 from .listen import BACKLOG, ignore_new, not_free, waiting
 
 UNFINISHED = 1
-"""The exit code of a server that had to cut objects to end in time."""
+"""The exit code of a server that had to cut objects to end, or whose `teardown` raised."""
 LINGER = 1.0
 """Seconds without a request after which a stopping server takes it that none is on its way."""
 TEARDOWN_GRACE = 3.0
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: ETLApp, listener: socket.socket) -> None:
         super().__init__(config)
         self.unfinished = 0
-        """How many objects were not finished in time."""
+        """How many objects were not finished."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when objects are taken."""
         self.shares_listener = False
@@ -112,11 +112,17 @@ class Server(uvicorn.Server):
             leave()  # what setup() is doing may take for ever
         self._interrupts += sig == signal.SIGINT
         if self._interrupts > 1:
+            self.unfinished = self._worker.admission.in_flight
             self.should_exit = self.force_exit = True
         if self._told_to_stop is None:
             self._told_to_stop = time.monotonic()
             signal.signal(signal.SIGALRM, self._end_late)
             signal.setitimer(signal.ITIMER_REAL, self._settings.drain_timeout + TEARDOWN_GRACE)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or `UNFINISHED`; once it has ended."""
+        return UNFINISHED if self.unfinished or self.lifespan.should_exit else 0
 
     async def on_tick(self, counter: int) -> bool:
         if self._told_to_stop is not None and not self.should_exit:

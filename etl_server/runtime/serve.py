@@ -22,7 +22,7 @@ from ..errors import ETLError, StartError, one_line
 from ..server import ETLServer
 from .app import ETLApp, create_app
 from .http import ObjectProtocol
-from .lifecycle import UNFINISHED, Server, leave, stop_signals
+from .lifecycle import Server, leave, stop_signals
 from .listen import BACKLOG, bind, url_of
 from .logs import configure_logging
 from .stores import check_stores
@@ -68,7 +68,7 @@ def _from_payload(text: str) -> ETLServer:
 
 
 def run(make: MakeServer, settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code: 0, or `UNFINISHED`, or `STARTUP_FAILURE`.
+    """Serve until SIGTERM or SIGINT; returns the exit code: 0, or `lifecycle.UNFINISHED`, or `STARTUP_FAILURE`.
 
     Raises:
         ConfigError: the address cannot be listened on, `ETL_SOURCE` or `ETL_SINK` names no store.
@@ -88,7 +88,7 @@ def run(make: MakeServer, settings: Settings) -> int:
     except StartError as error:
         logger.error("%s", one_line(error))
         return STARTUP_FAILURE
-    return UNFINISHED if server.unfinished else 0
+    return server.exit_code
 
 
 def _server(make: MakeServer, settings: Settings, listener: socket.socket) -> Server:
@@ -150,7 +150,7 @@ def work(place: int | None) -> None:
     except StartError as error:
         channel.failed(error)
         sys.exit(STARTUP_FAILURE)
-    sys.exit(UNFINISHED if server.unfinished else 0)
+    sys.exit(server.exit_code)
 
 
 def _stop_with_all(server: Server) -> None:

@@ -36,6 +36,10 @@ class Upper(ETLServer):
         if os.environ.get("SLOW"):
             wait_for("setup")
 
+    def teardown(self):
+        if os.environ.get("BAD_END"):
+            raise RuntimeError("the index is not written")
+
     def transform(self, data, path, etl_args):
         if etl_args:
             wait_for(etl_args)
@@ -239,6 +243,28 @@ async def test_what_is_not_finished_in_time_is_cut_and_told_by_the_exit_code(spe
                 server.signal(signal.SIGTERM)
                 assert await asyncio.to_thread(server.wait) == 1
             assert (await client.answer()).status == 0
+
+
+async def test_a_second_interrupt_cuts_what_is_in_flight_and_the_exit_code_tells(spec: Path) -> None:
+    with ServerProcess.serve(str(spec)) as server:
+        port = server.wait_until_listening().port
+        async with RawClient(port) as client, RawClient(port) as probe:
+            await client.put("/src/a?etl_args=gate", b"hello")
+            with open_gate(spec.parent / "gate"):
+                server.signal(signal.SIGINT)
+                await ask_until(probe, 503)
+                server.signal(signal.SIGINT)
+                assert await asyncio.to_thread(server.wait) == 1
+            assert (await client.answer()).status == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_teardown_that_raises_is_told_by_the_exit_code(spec: Path, workers: str) -> None:
+    with ServerProcess.serve(str(spec), "--workers", workers, environment={"BAD_END": "1"}) as server:
+        server.wait_until_listening()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 1
+    assert "the index is not written" in server.stderr
 
 
 async def test_a_transform_that_holds_up_the_loop_does_not_keep_a_server_from_ending(spec: Path) -> None:
