@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import __version__
@@ -195,6 +195,14 @@ class Settings(BaseSettings):
             if not valid:
                 raise ValueError("http(s)://target:port/v1/etl/_object/<etl-name>/<secret>")
         return SecretStr(url)
+
+    @field_validator("drain_delay")
+    @classmethod
+    def _drain_delay(cls, value: float, info: ValidationInfo) -> float:
+        timeout = info.data.get("drain_timeout")
+        if timeout is not None and value >= timeout and value > 0:
+            raise ValueError(f"less than ETL_DRAIN_TIMEOUT={timeout:g}, or nothing can be finished after it")
+        return value
 
     @field_validator("ais_endpoint")
     @classmethod

@@ -218,6 +218,12 @@ def test_a_bad_target_is_told_without_its_secret(monkeypatch: pytest.MonkeyPatch
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+@pytest.mark.parametrize("delay", ["5", "7"])
+def test_a_drain_that_would_be_over_before_it_begins_is_refused(monkeypatch: pytest.MonkeyPatch, delay: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^ETL_DRAIN_DELAY={delay}: expected less than ETL_DRAIN_TIMEOUT=5,"):
+        load(monkeypatch, ETL_DRAIN_TIMEOUT="5", ETL_DRAIN_DELAY=delay)
+
+
 def test_a_bad_argument_is_told_by_its_variable() -> None:
     with pytest.raises(ConfigError, match=r"^ETL_PORT=x: expected a whole number"):
         Settings.load(port="x")
