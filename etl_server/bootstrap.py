@@ -31,7 +31,7 @@ def main() -> NoReturn:
     """Run the command; does not return."""
     # The first process of a container has no default action for a signal, so all of the start needs a handler.
     for number in _STOP_SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     parser = argparse.ArgumentParser(prog="python -m etl_server.bootstrap", description="Serve one class.")
     parser.add_argument(
@@ -40,6 +40,8 @@ def main() -> NoReturn:
     spec = parser.parse_args().spec
     try:
         sys.exit(_start(spec))
+    except KeyboardInterrupt:  # not SystemExit, which from the user's class is a failure
+        sys.exit(0)
     except ETLError as error:
         print(f"etl-server: {one_line(error)}", file=sys.stderr)
         sys.exit(WRONG_INPUT if isinstance(error, (ConfigError, ClassLoadError, PayloadError)) else START_FAILED)

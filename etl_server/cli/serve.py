@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from typing import Annotated
 
 import typer
@@ -39,6 +40,9 @@ def serve(
 
     Example: etl-server serve examples/upper.py --port 8080
     """
+    # The first process of a container has no default action for a signal, so all of the start needs a handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
     options = {
         "ETL_HOST": host,
         "ETL_PORT": port,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -138,6 +139,21 @@ async def test_a_server_takes_no_connection_before_its_setup_is_done(spec: Path,
 
 async def test_a_server_that_is_told_to_stop_before_it_is_ready_ends_at_once(spec: Path) -> None:
     with ServerProcess.serve(str(spec), environment={"SLOW": "1"}) as server, open_gate(spec.parent / "setup"):
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("command", [["etl_server", "serve"], ["etl_server.bootstrap"]])
+def test_a_signal_that_has_no_default_action_ends_a_server_that_still_imports_the_class(
+    spec: Path, command: list[str]
+) -> None:
+    """To be ignored is what a signal without a handler is in the first process of a container."""
+    spec.write_text(
+        f"print('importing', flush=True, file=__import__('sys').stderr)\nopen({str(spec.parent / 'gate')!r})"
+    )
+    ignoring = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh", sys.executable)
+    with ServerProcess("-m", *command, str(spec), environment=LOCAL, python=ignoring) as server:
+        server.wait_for_line("importing")
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
