@@ -139,6 +139,18 @@ def test_a_payload_of_another_python_is_refused_by_its_meta() -> None:
         assert word in line
 
 
+class Leaves:
+    """Ends the process when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return sys.exit, (0,)
+
+
+def test_a_payload_that_ends_the_process_is_no_success() -> None:
+    line = refused({"ETL_CLASS_PAYLOAD": base64.b64encode(cloudpickle.dumps(Leaves())).decode()})
+    assert "unpickling failed: SystemExit: 0" in line
+
+
 def test_another_patch_version_of_python_is_as_good() -> None:
     meta = json.loads(Meta.of("Shout", DATA).text())
     meta["python"] = platform.python_version().rpartition(".")[0] + ".99"

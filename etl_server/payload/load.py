@@ -74,7 +74,7 @@ def _load(data: bytes, meta: Meta | None) -> type[ETLServer]:
         aistore.provide_modules()
     try:
         loaded = _Unpickler(io.BytesIO(data)).load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PayloadError(f"unpickling failed: {_reason(error, meta)}") from error
     if not isinstance(loaded, type):
         raise PayloadError(f"the payload is not an ETLServer subclass, it is an object of type {type(loaded).__name__}")
@@ -87,7 +87,7 @@ def _load(data: bytes, meta: Meta | None) -> type[ETLServer]:
     return loaded
 
 
-def _reason(error: Exception, meta: Meta | None) -> str:
+def _reason(error: BaseException, meta: Meta | None) -> str:
     """What kept a payload from being loaded, and what to do about it."""
     text = one_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -27,7 +27,7 @@ from .listen import BACKLOG, bind, url_of
 from .logs import configure_logging
 from .stores import check_stores
 from .supervise import STARTUP_FAILURE, Channel, Supervisor
-from .threads import SWITCH_INTERVAL
+from .threads import SWITCH_INTERVAL, tame
 from .ws import LARGEST_MESSAGE
 
 MakeServer = Callable[[], ETLServer]
@@ -101,9 +101,9 @@ def _server(make: MakeServer, settings: Settings, listener: socket.socket) -> Se
         app = create_app(make())
     except ETLError as error:
         raise StartError(str(error)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.error("%s raised", getattr(make, "__name__", "the class"), exc_info=error)
-        raise StartError(f"the transform's class cannot be instantiated: {error}") from None
+        raise StartError(f"the transform's class cannot be instantiated: {tame(error)}") from None
     sys.setswitchinterval(SWITCH_INTERVAL)
     _keep_freed_memory(settings)
     return Server(uvicorn_config(app), app, listener)

@@ -250,6 +250,8 @@ class Fails(ETLServer):
         ("async def setup(self): raise RuntimeError('no model file')", "1"),
         ("def setup(self): sys.exit('no model file')", "1"),
         ("def __init__(self): raise RuntimeError('no model file')", "1"),
+        ("def __init__(self): sys.exit('no model file')", "1"),
+        ("def __init__(self): sys.exit('no model file')", "2"),
     ],
 )
 def test_a_setup_that_fails_ends_the_server_with_its_reason(tmp_path: Path, setup: str, workers: str) -> None:
