@@ -43,11 +43,17 @@ def main() -> NoReturn:
     except KeyboardInterrupt:  # not SystemExit, which from the user's class is a failure
         sys.exit(0)
     except ETLError as error:
-        print(f"etl-server: {one_line(error)}", file=sys.stderr)
+        _tell(one_line(error))
         sys.exit(WRONG_INPUT if isinstance(error, (ConfigError, ClassLoadError, PayloadError)) else START_FAILED)
     except Exception as error:
-        print(f"etl-server: the start failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        _tell(f"the start failed: {type(error).__name__}: {one_line(error)}")
         sys.exit(START_FAILED)
+
+
+def _tell(text: str) -> None:
+    from .config import redact
+
+    print(f"etl-server: {redact(text)}", file=sys.stderr)
 
 
 def _start(spec: str | None) -> int:

@@ -211,20 +211,35 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """The strings that must never be shown: the last part of the target's path, tokens, and keys."""
-        target_secret = urlsplit(self.host_target.get_secret_value()).path.rpartition("/")[2]
-        others = (
-            self.authn_token.get_secret_value(),
-            self.payload_key.get_secret_value(),
-            *(os.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")),
-        )
-        return tuple(secret for secret in (target_secret, *others) if secret)
+        own = (self.authn_token.get_secret_value(), self.payload_key.get_secret_value())
+        return _secrets(self.host_target.get_secret_value(), *own)
 
     def redact(self, text: str) -> str:
         """`text` without any secret in it: those of this process, and what looks like one in a URL or a header."""
-        for secret in self.secrets():
-            if secret in text:
-                text = text.replace(secret, REDACTED)
-        return _CREDENTIALS.sub(lambda match: f"{match[1] or match[2] or ''}{REDACTED}", text)
+        return _without(self.secrets(), text)
+
+
+def redact(text: str) -> str:
+    """As `Settings.redact`, with the secrets of the environment: also where that makes no settings."""
+    names = ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "ETL_PAYLOAD_KEY")
+    return _without(_secrets(*(os.environ.get(name, "") for name in names)), text)
+
+
+def _secrets(target: str, *others: str) -> tuple[str, ...]:
+    try:
+        path = urlsplit(target.rstrip("/")).path
+    except ValueError:  # no URL, and still no less secret
+        path = target.rstrip("/")
+    aws = (os.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))
+    secrets = (secret for secret in (path.rpartition("/")[2], *others, *aws) if secret)
+    return tuple(sorted(secrets, key=len, reverse=True))  # one may be a part of another
+
+
+def _without(secrets: tuple[str, ...], text: str) -> str:
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, REDACTED)
+    return _CREDENTIALS.sub(lambda match: f"{match[1] or match[2] or ''}{REDACTED}", text)
 
 
 def check_endpoint(url: str) -> str:
@@ -299,9 +314,8 @@ def _explain(error: ValidationError) -> str:
     expected = _EXPECTED.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix(
         "Input should be "
     )
-    shown = (
-        REDACTED if variable in ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "host_target", "authn_token") else first["input"]
-    )
+    hidden = variable in ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "host_target", "authn_token")
+    shown = REDACTED if hidden else redact(str(first["input"]))
     return f"{_variable(variable)}={shown}: expected {expected}"
 
 

@@ -265,3 +265,18 @@ def test_a_payload_file_that_cannot_be_read_ends_the_start_with_one_line(tmp_pat
         assert server.wait() == 2
     assert len(server.lines) == 1
     assert f"ETL_CLASS_PAYLOAD_FILE={file}: expected a file that can be read" in server.stderr
+
+
+@pytest.mark.parametrize("start", [ServerProcess.bootstrap, ServerProcess.serve])
+def test_a_class_that_cannot_be_imported_is_told_on_one_line_without_the_secrets(
+    tmp_path: Path, start: Callable[..., ServerProcess]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import os\nraise ImportError('no\\nsuch\\nthing: ' + ' '.join(os.environ.values()))\n")
+    secrets = {"AIS_TARGET_URL": "http://target:51081/v1/etl/_object/name/s3cr3t", "AIS_AUTHN_TOKEN": "s3cr3t-t0ken"}
+    with start(str(file), environment={**secrets, "PROXY": "http://me:s3cr3t-p4ss@proxy"}) as server:
+        assert server.wait() == 2
+    assert len(server.lines) == 1, server.stderr
+    assert "ImportError: no such thing: " in server.stderr
+    assert "s3cr3t" not in server.stderr
+    assert "-t0ken" not in server.stderr

@@ -6,7 +6,16 @@ import sys
 
 import typer
 
-from ..errors import ClassLoadError, ClusterError, ConfigError, JobError, PayloadError, UpstreamUnreachableError
+from ..errors import (
+    ClassLoadError,
+    ClusterError,
+    ConfigError,
+    ETLError,
+    JobError,
+    PayloadError,
+    UpstreamUnreachableError,
+    one_line,
+)
 from . import ais, dev, serve, ship, transform
 
 FAILED = 1
@@ -36,8 +45,14 @@ def main() -> None:
     try:
         app()
     except (ClassLoadError, ConfigError, JobError, PayloadError) as error:
-        print(f"etl-server: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(USAGE_ERROR)
     except (ClusterError, UpstreamUnreachableError) as error:
-        print(f"etl-server: {error}", file=sys.stderr)
+        _tell(error)
         sys.exit(FAILED)
+
+
+def _tell(error: ETLError) -> None:
+    from ..config import redact
+
+    print(f"etl-server: {redact(one_line(error))}", file=sys.stderr)
