@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .config import redact
 from .errors import InstallError
 
 STOP_GRACE = 5.0
@@ -139,7 +140,7 @@ def _run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> 
 
 def _failure(setting: str, names: Sequence[str], program: str, done: _Done) -> InstallError:
     """The error of an installer that failed. What it wrote goes to stderr."""
-    output = _redact(done.output)
+    output = redact(done.output)
     sys.stderr.write(output if output.endswith("\n") else f"{output}\n")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     reasons = [line for line in lines if re.match(r"(?i)(error|e):", line)] or lines or ["it said nothing"]
@@ -148,12 +149,7 @@ def _failure(setting: str, names: Sequence[str], program: str, done: _Done) -> I
 
 
 def _shown(setting: str, names: Sequence[str]) -> str:
-    return f"{setting}={_redact(','.join(names))}"
-
-
-def _redact(text: str) -> str:
-    """`text` without the credentials that a URL may have."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    return f"{setting}={redact(','.join(names))}"
 
 
 def own_requirements() -> list[str]:

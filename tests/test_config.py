@@ -123,6 +123,22 @@ def test_a_proxy_is_named_by_its_url_alone(monkeypatch: pytest.MonkeyPatch, url:
         load(monkeypatch, AIS_ENDPOINT=url)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "shown"),
+    [
+        ("AIS_ENDPOINT", "http://me:hunter2@proxy", "http://***@proxy"),
+        ("PACKAGES", "--index-url=https://me:hunter2@index", "--index-url=https://***@index"),
+        ("ETL_PORT", "http://host?token=hunter2", "http://host?token=***"),
+    ],
+)
+def test_what_is_shown_of_a_bad_value_has_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, shown: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(monkeypatch, **{variable: value})
+    assert raised.value.detail.startswith(f"{variable}={shown}: expected ")
+
+
 def test_every_setting_has_a_variable_of_its_own() -> None:
     """So that no field answers to an environment variable that happens to have its name."""
     for name, field in Settings.model_fields.items():

@@ -73,7 +73,8 @@ class AIStoreClient:
         try:
             url = check_endpoint(url or settings.ais_endpoint)
         except ValueError as error:
-            raise ConfigError(f"AIStore's URL {url or settings.ais_endpoint!r}: expected {error}") from None
+            shown = settings.redact(url or settings.ais_endpoint)
+            raise ConfigError(f"AIStore's URL {shown!r}: expected {error}") from None
         self._transport = Transport(url, settings, retries, backoff)
         self._poll = poll
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..config import Settings
+from ..config import Settings, redact
 from ..errors import BodyTooLargeError, ConfigError, UpstreamUnreachableError, one_line
 from ..storage.base import COPY_SIZE, ObjectStore
 from ..storage.local import LocalObjectStore
@@ -134,7 +134,7 @@ def _open(variable: str, uri: str) -> ObjectStore:
     if isinstance(store, LocalObjectStore):
         root = store.root
         if not root.is_dir() and (variable == "ETL_SOURCE" or root.exists()):
-            raise ConfigError(f"{variable}={uri}: expected a directory")
+            raise ConfigError(redact(f"{variable}={uri}: expected a directory"))
     return store
 
 
@@ -144,9 +144,10 @@ def _told(variable: str, uri: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{variable}: {error}") from None
+        raise ConfigError(redact(f"{variable}: {error}")) from None
     except Exception as error:  # what the store's own library has to say of an option
-        raise ConfigError(f"{variable}={uri}: expected options that make a client: {one_line(error)}") from None
+        text = f"{variable}={uri}: expected options that make a client: {one_line(error)}"
+        raise ConfigError(redact(text)) from None
 
 
 class StoreSource(BlockingSource):

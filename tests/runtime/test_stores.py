@@ -691,6 +691,16 @@ def test_a_bad_uri_is_told_in_one_line(setting: str, uri: str, expected: str) ->
 
 
 @pytest.mark.parametrize(
+    "uri", ["s3://photos?colour=red", "s3://photos?addressing_style=red", "/nowhere/at/all?", "gopher://photos?"]
+)
+def test_what_is_shown_of_a_bad_uri_has_no_credentials(uri: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_stores(Settings.load(source=f"{uri}&endpoint_url=http://me:hunter2@127.0.0.1:9"))
+    assert "endpoint_url=http://***@127.0.0.1:9" in raised.value.detail
+    assert "hunter2" not in raised.value.detail
+
+
+@pytest.mark.parametrize(
     ("setting", "library", "module"), [("source", "aiobotocore.config", "s3_async"), ("sink", "boto3", "s3")]
 )
 def test_a_library_that_is_missing_is_told(
