@@ -13,6 +13,7 @@ import typer
 from .serve import ClassArgument
 
 if TYPE_CHECKING:
+    from ..config import Settings
     from ..payload import PackedClass
 
 
@@ -60,14 +61,14 @@ def ship(
     """
     from ..config import Settings
     from ..errors import ConfigError
-    from ..loading import load_class
-    from ..payload import pack_class
     from ..shipping import check_environment, configmap, env_file, kubernetes
     from ..wire.etl_spec import build_etl_spec, class_environment
     from ..wire.names import check_etl_name
 
+    if key == "":  # a variable of the shell that is not set must not turn signing off
+        raise ConfigError("--key '': expected a key, or no such option")
     settings = Settings.load(payload_key=key, packages=package, os_packages=os_package)
-    packed = pack_class(load_class(spec), settings.payload_key.get_secret_value())
+    packed = pack(spec, settings)
     image = image or settings.image
     signed = bool(packed.meta.hmac)
     try:
@@ -92,11 +93,29 @@ def ship(
     _tell(packed, settings.packages)
 
 
+def pack(spec: str, settings: Settings) -> PackedClass:
+    """The class that `spec` names as text, signed if there is a key.
+
+    Raises:
+        ClassLoadError: the class cannot be loaded, or has no transform.
+        PayloadError: something that it uses cannot be pickled.
+    """
+    from ..errors import ClassLoadError
+    from ..loading import load_class
+    from ..payload import pack_class
+
+    try:
+        return pack_class(load_class(spec), settings.payload_key.get_secret_value())
+    except TypeError as error:
+        raise ClassLoadError(f"{spec}: {error}") from None
+
+
 def _default_name(cls: str) -> str:
-    """`TarResize` as `tar-resize`; a short name gets an ending."""
+    """`TarResize` as `tar-resize`; a short name gets an ending, a long one is cut."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls).lower()
-    name = re.sub("[^a-z0-9]+", "-", words).strip("-")
-    return name if len(name) >= 6 else f"{name}-etl"
+    name = re.sub("[^a-z0-9]+", "-", words).lstrip("-0123456789").rstrip("-")
+    named = (f"{name}{ending}".lstrip("-") for ending in ("", "-etl", "-transform"))
+    return next(made for made in named if len(made) >= 6)[:32].rstrip("-")
 
 
 def _tell(packed: PackedClass, packages: tuple[str, ...]) -> None:

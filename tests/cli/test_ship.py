@@ -265,14 +265,28 @@ def test_a_name_that_kubernetes_refuses_is_refused(shout: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cls", "name"),
-    [("ShoutLoud", "shout-loud"), ("Up", "up-etl"), ("_Up2Down", "up2-down"), ("HTTPShout", "httpshout")],
+    [
+        ("ShoutLoud", "shout-loud"),
+        ("Up", "up-etl"),
+        ("_Up2Down", "up2-down"),
+        ("HTTPShout", "httpshout"),
+        ("A", "a-transform"),
+        ("_9", "transform"),
+        ("ShoutAsLoudAsOneCanAndThenSomeMore", "shout-as-loud-as-one-can-and-the"),
+    ],
 )
 def test_the_name_is_made_of_the_classs(shout: Path, cls: str, name: str) -> None:
     shout.write_text(SHOUT.replace("ShoutLoud", cls))
-    assert json.loads(shipped(shout, "--format", "aistore"))["name"] == name if len(name) >= 6 else True
+    assert json.loads(shipped(shout, "--format", "k8s"))["items"][0]["metadata"]["name"] == name
+
+
+def test_an_empty_key_is_refused(shout: Path) -> None:
+    assert refused(shout, "--format", "env", "--key", "") == "etl-server: --key '': expected a key, or no such option\n"
 
 
 def test_what_cannot_be_shipped_is_told_in_one_line(shout: Path) -> None:
+    (shout.parent / "mute.py").write_text("from etl_server import ETLServer\nclass Mute(ETLServer): pass\n")
+    assert "Mute must override transform() or" in refused(shout.parent / "mute.py", "--format", "env")
     assert "no class Quiet" in refused(f"{shout}:Quiet", "--format", "env")
     shout.write_text(SHOUT + "    import threading\n    event = (lambda: (yield))()\n")
     assert "ShoutLoud cannot be serialized: shout.ShoutLoud.event: " in refused(shout, "--format", "env")

@@ -8,6 +8,7 @@ import typer
 
 from ...errors import ClusterError, ETLNotRunningError
 from ..serve import ClassArgument
+from ..ship import pack
 from .common import FAILED, JsonOption, NameArgument, UrlOption, check_name, checked, connect, tell, usage_errors
 from .etls import started
 
@@ -55,8 +56,6 @@ def init(
     Example: etl-server ais init my-thumbnails examples/thumbnail.py --url http://proxy:51080 --package pillow
     """
     from ...config import Settings
-    from ...loading import load_class
-    from ...payload import pack_class
     from ...wire.etl_spec import build_etl_spec, class_environment, parse_communication, parse_duration
 
     check_name(name)
@@ -66,7 +65,7 @@ def init(
     extra = dict(checked("--env", text, _variable) for text in env or ())
     settings = Settings.load()
     with connect(url) as client:
-        packed = pack_class(load_class(spec), settings.payload_key.get_secret_value())
+        packed = pack(spec, settings)
         with usage_errors():
             environment = class_environment(
                 packed.text,
