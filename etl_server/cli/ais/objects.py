@@ -6,6 +6,8 @@ import io
 import shutil
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -41,19 +43,32 @@ def get(
         bucket, object_name = parse_object(uri)
     if output is None:
         output = Path(object_name.rpartition("/")[2])
-    if not output.name or output.is_dir():
-        raise ConfigError(f"--output {str(output)!r}: expected a file")
-    if not output.resolve().parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}: expected a file in a folder that exists")
+    with _told(output):
+        if not output.name or output.is_dir():
+            raise ConfigError(f"--output {str(output)!r}: expected a file")
+        if not output.resolve().parent.is_dir():
+            raise ConfigError(f"--output {str(output)!r}: expected a file in a folder that exists")
     with connect(url) as client, client.get_object(name, bucket, object_name, etl_args) as reader:
         if output == _STDOUT:
             shutil.copyfileobj(reader, sys.stdout.buffer, _PIECE)
             sys.stdout.buffer.flush()
-        elif output.exists() and not output.is_file():
-            with output.open("wb") as device:
-                shutil.copyfileobj(reader, device, _PIECE)
-        else:
-            tell(f"{output}: {_write(reader, output.resolve()):,} bytes")
+            return
+        with _told(output):
+            if output.exists() and not output.is_file():
+                with output.open("wb") as device:
+                    shutil.copyfileobj(reader, device, _PIECE)
+            else:
+                tell(f"{output}: {_write(reader, output.resolve()):,} bytes")
+
+
+@contextmanager
+def _told(output: Path) -> Iterator[None]:
+    """What keeps a file from being written, as an error of the option."""
+    try:
+        yield
+    except OSError as error:
+        text = f"expected a file that can be written: {error.strerror or error}"
+        raise ConfigError(f"--output {str(output)!r}: {text}") from None
 
 
 def _write(reader: io.RawIOBase, path: Path) -> int:
