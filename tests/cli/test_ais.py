@@ -24,6 +24,7 @@ from etl_server.cli import app
 from etl_server.cli.ais import transform
 from etl_server.control import Job
 from etl_server.control.models import JobProgress
+from etl_server.errors import ETLNotRunningError
 from etl_server.payload import Meta
 
 from ..control.fake_cluster import FakeCluster, cut
@@ -186,6 +187,13 @@ def test_names_that_aistore_would_refuse_are_refused(cluster: FakeCluster, argum
     assert cluster.seen == []
 
 
+def test_init_of_a_class_without_a_transform_is_refused(cluster: FakeCluster, upper: Path) -> None:
+    upper.write_text("from etl_server import ETLServer\nclass Mute(ETLServer): pass\n")
+    done = ais(cluster, "init", NAME, upper)
+    assert (done.returncode, cluster.seen) == (2, [])
+    assert done.stderr == f"etl-server: {upper}: Mute must override transform() or transform_stream()\n"
+
+
 def test_without_a_url_the_message_says_where_one_may_be() -> None:
     list_ = [sys.executable, "-m", "etl_server", "ais", "list"]
     done = subprocess.run(list_, capture_output=True, text=True, timeout=60)
@@ -264,6 +272,18 @@ def test_stop_start_and_rm(cluster: FakeCluster) -> None:
     missing = ais(cluster, "rm", NAME)
     assert missing.returncode == 1
     assert f"etl job {NAME}" in missing.stderr
+
+
+def test_start_waits_as_long_as_it_is_told(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl_server.control.client._GRACE", 0.0)
+    cluster.running(NAME)
+    cluster.etls[NAME].stage = "Aborted"
+    cluster.init_polls, cluster.answers_before_running = 1_000_000, True
+    done = CliRunner().invoke(app, ["ais", "start", NAME, "--url", cluster.url, "--init-timeout", "50ms"])
+    assert isinstance(done.exception, ETLNotRunningError)
+    assert "does not run after 0.05 s" in done.exception.detail
+    wrong = ais(cluster, "start", NAME, "--init-timeout", "5 minutes")
+    assert (wrong.returncode, "--init-timeout '5 minutes': expected a duration" in wrong.stderr) == (2, True)
 
 
 def test_on_a_terminal_there_is_a_table(cluster: FakeCluster) -> None:
@@ -488,6 +508,16 @@ def test_a_failed_object_writes_nothing(cluster: FakeCluster, tmp_path: Path) ->
     done = ais(cluster, "get", NAME, "ais://src/a.jpg", "-o", tmp_path / "out")
     assert done.returncode == 1
     assert "Processing error: this one is bad" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["/proc/a.jpg", "x" * 256])  # where not even root writes
+def test_a_file_that_cannot_be_written_is_told_in_one_line(cluster: FakeCluster, tmp_path: Path, file: str) -> None:
+    cluster.running(NAME)
+    done = ais(cluster, "get", NAME, "ais://src/a.jpg", "-o", file, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"etl-server: --output {file!r}: expected a file that can be written: ")
+    assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...errors import ClusterError
-from .common import JsonOption, NameArgument, UrlOption, check_name, connect, show_json, show_rows, tell
+from .common import JsonOption, NameArgument, UrlOption, check_name, checked, connect, show_json, show_rows, tell
 
 if TYPE_CHECKING:
     from ...control import ETLInfo
@@ -108,14 +108,24 @@ def stop(name: NameArgument, url: UrlOption = None) -> None:
     tell(f"{name}: stopped")
 
 
-def start(name: NameArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+def start(
+    name: NameArgument,
+    url: UrlOption = None,
+    init_timeout: Annotated[
+        str, typer.Option(help="How long the cluster waits for it to be ready, as `ais init` was told.")
+    ] = "5m",
+    as_json: JsonOption = False,
+) -> None:
     """Start an ETL that was stopped, and wait until it runs.
 
-    Example: etl-server ais start my-thumbnails
+    Example: etl-server ais start my-thumbnails --init-timeout 20m
     """
+    from ...wire.etl_spec import parse_duration
+
     check_name(name)
+    checked("--init-timeout", init_timeout, parse_duration)
     with connect(url) as client:
-        etl = client.start(name, lambda stage: tell(f"{name}: {stage}"))
+        etl = client.start(name, lambda stage: tell(f"{name}: {stage}"), init_timeout)
     started(etl, as_json)
 
 
