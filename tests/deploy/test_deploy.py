@@ -60,6 +60,7 @@ def check_pods(documents: list[dict[str, Any]]) -> None:
         assert secure["capabilities"] == {"drop": ["ALL"]}
         assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
         assert {"requests", "limits"} <= set(container["resources"])
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
         assert {variable["name"] for variable in container["env"]} <= known_variables() | NOT_OURS
 
 
@@ -70,11 +71,15 @@ def test_a_manifest_is_valid_as_it_is_written(file: Path) -> None:
     check_pods(documents)
 
 
-@pytest.mark.parametrize("folder", RENDERED)
-def test_what_kustomize_renders_is_valid(folder: str) -> None:
+def rendered(folder: str) -> list[dict[str, Any]]:
     command = [str(TOOLS / "kubectl"), "kustomize", str(KUBERNETES / folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    documents = list(yaml.safe_load_all(text))
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize("folder", RENDERED)
+def test_what_kustomize_renders_is_valid(folder: str) -> None:
+    documents = rendered(folder)
     validate(documents)
     check_pods(documents)
     assert list(containers(documents))
@@ -82,6 +87,20 @@ def test_what_kustomize_renders_is_valid(folder: str) -> None:
     for pod, container in containers(documents):
         assert {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume} <= names
         assert container["image"] == ("etl-server:dev" if folder == "overlays/dev" else IMAGE)
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/s3", "overlays/dev"])
+def test_removing_the_job_takes_nothing_of_the_server(folder: str) -> None:
+    server, job = (
+        {(document["kind"], document["metadata"]["name"]) for document in rendered(name)} for name in (folder, "job")
+    )
+    assert not server & job
+
+
+def test_a_job_without_a_ledger_that_lasts_is_not_done_twice() -> None:
+    (job,) = read(KUBERNETES / "job/job.yaml")
+    ((_, container),) = containers([job])
+    assert "--ledger" in container["args"] or job["spec"]["backoffLimit"] == 0
 
 
 def test_a_field_that_kubernetes_does_not_know_is_refused() -> None:
