@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from ..helpers import ROOT, known_variables
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+PAGE = (DEPLOY / "README.md").read_text()
 SPECS = sorted((DEPLOY / "aistore").glob("*.yaml"))
 MANIFESTS = sorted(file for file in KUBERNETES.rglob("*.yaml") if file.name != "kustomization.yaml")
 RENDERED = ["base", "overlays/s3", "overlays/dev", "job"]
@@ -71,7 +74,7 @@ def test_a_manifest_is_valid_as_it_is_written(file: Path) -> None:
     check_pods(documents)
 
 
-def rendered(folder: str) -> list[dict[str, Any]]:
+def rendered(folder: str | Path) -> list[dict[str, Any]]:
     command = [str(TOOLS / "kubectl"), "kustomize", str(KUBERNETES / folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(yaml.safe_load_all(text))
@@ -95,6 +98,42 @@ def test_removing_the_job_takes_nothing_of_the_server(folder: str) -> None:
         {(document["kind"], document["metadata"]["name"]) for document in rendered(name)} for name in (folder, "job")
     )
     assert not server & job
+
+
+def test_the_overlay_on_the_page_is_one(tmp_path: Path) -> None:
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes/overlays/mine"
+    mine.mkdir()
+    (overlay,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (mine / "kustomization.yaml").write_text(overlay)
+    (mine / "transform.py").write_text("my class")
+    documents = rendered(mine)
+    validate(documents)
+    check_pods(documents)
+    ((pod, container),) = containers(documents)
+    assert container["image"] == "registry.example.org/mine:1"
+    assert container["args"] == ["serve", "/app/transform.py", "--source", "s3://my-bucket"]
+    assert {"name": "AWS_REGION", "value": "eu-central-1"} in container["env"]
+    (config,) = (document for document in documents if document["kind"] == "ConfigMap")
+    assert config["data"] == {"transform.py": "my class"}
+    assert config["metadata"]["name"] in [volume.get("configMap", {}).get("name") for volume in pod["volumes"]]
+
+
+def test_the_secret_on_the_page_is_the_one_that_pods_take() -> None:
+    (command,) = re.findall(r"^kubectl (create secret .*)$", PAGE, re.MULTILINE)
+    text = subprocess.check_output([TOOLS / "kubectl", *shlex.split(command), "--dry-run=client", "-o", "yaml"])
+    secret = yaml.safe_load(text)
+    assert set(secret["data"]) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    for folder in ("overlays/s3", "job"):
+        ((_, container),) = containers(rendered(folder))
+        assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+
+
+def test_the_client_on_the_page_is_let_in() -> None:
+    (options,) = re.findall(r"^kubectl run (.*) --command", PAGE, re.MULTILINE)
+    (policy,) = read(KUBERNETES / "base/network.yaml")
+    ((label, value),) = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
+    assert f"--labels {label}={value} " in options
 
 
 def test_a_job_without_a_ledger_that_lasts_is_not_done_twice() -> None:
