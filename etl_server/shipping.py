@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ConfigError
-from .wire.etl_spec import BOOTSTRAP_COMMAND, CLASS_META, CLASS_PAYLOAD, ENVIRONMENT_LIMIT
+from .wire.etl_spec import BOOTSTRAP_COMMAND, CLASS_META, CLASS_PAYLOAD, check_environment
 from .wire.names import check_etl_name
 
 CONFIGMAP_LIMIT = 1024 * 1024
@@ -21,27 +20,11 @@ USER = 10001
 """The user that the image runs as."""
 
 
-def check_environment(environment: Mapping[str, str]) -> None:
-    """Check that a process can be started with these variables.
-
-    Raises:
-        ConfigError: one is too large.
-    """
-    for name, value in environment.items():
-        size = len(f"{name}={value}".encode()) + 1
-        if size > ENVIRONMENT_LIMIT:
-            raise ConfigError(
-                f"{name} takes {size:,} bytes, expected at most {ENVIRONMENT_LIMIT:,}, which is what Linux lets one "
-                "variable take: use --format configmap, or put the class into an image and run "
-                "python -m etl_server.bootstrap FILE there"
-            )
-
-
 def env_file(environment: Mapping[str, str]) -> str:
     """Lines `NAME=VALUE` for a shell.
 
     Raises:
-        ConfigError: a variable is too large.
+        ValueError: a variable is too large.
     """
     check_environment(environment)
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())
@@ -57,7 +40,7 @@ def kubernetes(name: str, image: str, environment: Mapping[str, str], signed: bo
         signed: take `ETL_PAYLOAD_KEY` from the Secret `etl-payload-key`, where it is under `key`.
 
     Raises:
-        ConfigError: the name is refused, or a variable is too large.
+        ValueError: the name is refused, or a variable is too large.
     """
     check_environment(environment)
     return _list(_deployment(name, image, environment, signed), _service(name))
@@ -67,12 +50,12 @@ def configmap(name: str, image: str, environment: Mapping[str, str], signed: boo
     """As `kubernetes`, with the payload in a ConfigMap that is mounted as files.
 
     Raises:
-        ConfigError: the name is refused, or the payload is too large.
+        ValueError: the name is refused, or the payload is too large.
     """
     files = {PAYLOAD_FILE: environment[CLASS_PAYLOAD], META_FILE: environment[CLASS_META]}
     size = sum(map(len, files.values()))
     if size > CONFIGMAP_LIMIT:
-        raise ConfigError(
+        raise ValueError(
             f"the payload takes {size:,} bytes, expected at most {CONFIGMAP_LIMIT:,}, which is what a ConfigMap takes: "
             "put the class into an image and run python -m etl_server.bootstrap FILE there"
         )
@@ -140,12 +123,9 @@ def _service(name: str) -> dict[str, Any]:
 
 
 def _metadata(name: str) -> dict[str, Any]:
-    try:
-        check_etl_name(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_etl_name(name)
     if not name[0].isalpha():
-        raise ConfigError(f"name {name!r}: expected one that begins with a letter, as Kubernetes wants it of a Service")
+        raise ValueError(f"name {name!r}: expected one that begins with a letter, as Kubernetes wants it of a Service")
     return {"name": name, "labels": _labels(name)}
 
 

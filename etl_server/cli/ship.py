@@ -61,7 +61,7 @@ def ship(
     """
     from ..config import Settings
     from ..errors import ConfigError
-    from ..shipping import check_environment, configmap, env_file, kubernetes
+    from ..shipping import configmap, env_file, kubernetes
     from ..wire.etl_spec import build_etl_spec, class_environment
     from ..wire.names import check_etl_name
 
@@ -81,7 +81,6 @@ def ship(
         if to is Format.ENV:
             output = env_file(environment)
         elif to is Format.AISTORE:
-            check_environment(environment)
             made = build_etl_spec(name, image, environment, communication=comm.value, direct_put=True)
             output = json.dumps(made, indent=2) + "\n"
         else:

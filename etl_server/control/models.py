@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-INITIALIZING = "Initializing"
 RUNNING = "Running"
 ABORTED = "Aborted"
 

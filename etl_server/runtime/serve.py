@@ -53,18 +53,12 @@ def serve_instance(server: ETLServer, host: str | None = None, port: int | None 
     if settings.workers == 1:
         code = run(lambda: server, settings)
     else:
-        from ..payload import serialize_class
+        from ..payload import make_server, serialize_class
 
-        code = run(functools.partial(_from_payload, serialize_class(type(server))), settings)
+        code = run(functools.partial(make_server, serialize_class(type(server))), settings)
     signal.setitimer(signal.ITIMER_REAL, 0)  # it has ended in time, and the caller goes on
     if code:
         sys.exit(code)
-
-
-def _from_payload(text: str) -> ETLServer:
-    from ..payload import deserialize_class
-
-    return deserialize_class(text)()
 
 
 def run(make: MakeServer, settings: Settings) -> int:

@@ -127,13 +127,7 @@ def build_etl_spec(
             parse_duration(duration)
         except ValueError as error:
             raise ValueError(f"{what} {error}") from None
-    for variable, value in environment.items():
-        size = len(f"{variable}={value}".encode("utf-8", "surrogateescape")) + 1
-        if size > ENVIRONMENT_LIMIT:
-            raise ValueError(
-                f"environment variable {variable}: {size:,} bytes, expected at most {ENVIRONMENT_LIMIT:,}: "
-                "more does not fit one variable; put it into the image, or into a file there"
-            )
+    check_environment(environment)
     return {
         "name": name,
         "communication": f"{communication}://",
@@ -146,6 +140,22 @@ def build_etl_spec(
             "env": [{"name": variable, "value": value} for variable, value in environment.items()],
         },
     }
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Check that a process can be started with these variables.
+
+    Raises:
+        ValueError: one is too large. The text is one line with its name and size, and what to do.
+    """
+    for variable, value in environment.items():
+        size = len(f"{variable}={value}".encode("utf-8", "surrogateescape")) + 1
+        if size > ENVIRONMENT_LIMIT:
+            raise ValueError(
+                f"environment variable {variable} takes {size:,} bytes, expected at most {ENVIRONMENT_LIMIT:,}, which "
+                "is what Linux lets one take: etl-server ship --format configmap passes a larger class as a file, and "
+                "python -m etl_server.bootstrap FILE serves one that is in the image"
+            )
 
 
 def split_packages(text: str) -> list[str]:

@@ -239,13 +239,12 @@ def test_a_payload_that_no_configmap_holds_is_refused_with_what_to_do(shout: Pat
 
 
 def test_the_largest_variable_is_one_that_linux_takes(shout: Path) -> None:
-    from etl_server.errors import ConfigError
-    from etl_server.shipping import check_environment
+    from etl_server.wire.etl_spec import check_environment
 
     largest = "x" * (131072 - len("A=") - 1)
     check_environment({"A": largest})
     subprocess.run(["true"], env={"A": largest}, check=True)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ValueError, match=r"^environment variable A takes 131,073 bytes, expected at most 131,072"):
         check_environment({"A": largest + "x"})
     with pytest.raises(OSError, match="too long"):
         subprocess.run(["true"], env={"A": largest + "x"}, check=True)

@@ -112,7 +112,7 @@ def test_a_websocket_is_taken_with_direct_put() -> None:
 def test_a_variable_may_be_as_large_as_linux_takes_and_no_larger() -> None:
     fits = "x" * (ENVIRONMENT_LIMIT - len("ETL_CLASS_PAYLOAD=") - 1)
     build_etl_spec("thumbnails", "i", class_environment(fits))
-    with pytest.raises(ValueError, match=r"^environment variable ETL_CLASS_PAYLOAD: 131,073 bytes, expected"):
+    with pytest.raises(ValueError, match=r"^environment variable ETL_CLASS_PAYLOAD takes 131,073 bytes, expected"):
         build_etl_spec("thumbnails", "i", class_environment(fits + "x"))
 
 
