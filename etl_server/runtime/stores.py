@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..config import Settings, redact
-from ..errors import BodyTooLargeError, ConfigError, UpstreamUnreachableError, one_line
+from ..errors import BodyTooLargeError, ConfigError, UpstreamUnreachableError
 from ..storage.base import COPY_SIZE, ObjectStore
 from ..storage.local import LocalObjectStore
-from ..storage.opening import open_async_reader, open_store
+from ..storage.opening import open_async_reader, open_store, options_told
 from .admission import Lease
 from .flow import AsyncReader, Batch, BatchStream, buffered
 from .s3_source import S3Source
@@ -65,7 +65,7 @@ class Stores:
             raise
 
     async def _open_reader(self, uri: str) -> AsyncS3Reader | None:
-        with _told("ETL_SOURCE", uri):
+        with _told("ETL_SOURCE"), options_told(uri):
             reader = await self._threads.run(open_async_reader, uri)
             if reader is not None:
                 await reader.open(self._settings.max_connections)
@@ -129,7 +129,7 @@ async def _check(settings: Settings) -> None:
 
 
 def _open(variable: str, uri: str) -> ObjectStore:
-    with _told(variable, uri):
+    with _told(variable):
         store = open_store(uri)
     if isinstance(store, LocalObjectStore):
         root = store.root
@@ -139,15 +139,12 @@ def _open(variable: str, uri: str) -> ObjectStore:
 
 
 @contextmanager
-def _told(variable: str, uri: str) -> Iterator[None]:
+def _told(variable: str) -> Iterator[None]:
     """What keeps a store from being opened, as an error of the setting."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(redact(f"{variable}: {error}")) from None
-    except Exception as error:  # what the store's own library has to say of an option
-        text = f"{variable}={uri}: expected options that make a client: {one_line(error)}"
-        raise ConfigError(redact(text)) from None
 
 
 class StoreSource(BlockingSource):

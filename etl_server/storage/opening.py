@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..errors import ConfigError
+from ..errors import ConfigError, one_line
 from .base import ObjectStore
 from .local import LocalObjectStore
 
@@ -22,9 +24,14 @@ def open_store(uri: str) -> ObjectStore:
     A path in the URI belongs to the store: the names of its objects are relative to it.
 
     Raises:
-        ConfigError: the URI is of no known kind, or has an option that its kind has not, or what its kind needs is not
-            installed.
+        ConfigError: the URI is of no known kind, or has an option that its kind has not, or one that makes no client,
+            or what its kind needs is not installed.
     """
+    with options_told(uri):
+        return _open(uri)
+
+
+def _open(uri: str) -> ObjectStore:
     scheme, separator, _ = uri.partition("://")
     if not separator:
         if not uri:
@@ -53,7 +60,8 @@ def open_async_reader(uri: str) -> AsyncS3Reader | None:
     """What reads the objects of a store on an event loop, still to be opened; None where its kind has no such thing.
 
     Raises:
-        ConfigError: the URI has an option that its kind has not, or what its kind needs is not installed.
+        ConfigError: the URI has an option that its kind has not, or what its kind needs is not installed. That an
+            option makes no client comes out when it is opened: see `options_told`.
     """
     if not _is_s3(uri):
         return None
@@ -62,6 +70,17 @@ def open_async_reader(uri: str) -> AsyncS3Reader | None:
     except ModuleNotFoundError as error:
         raise _missing(uri, error) from None
     return AsyncS3Reader(*_place(uri), **_s3_options(uri))
+
+
+@contextmanager
+def options_told(uri: str) -> Iterator[None]:
+    """What the library behind a store has to say of an option, as a `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{uri}: expected options that make a client: {one_line(error)}") from None
 
 
 def _missing(uri: str, error: ModuleNotFoundError) -> ConfigError:

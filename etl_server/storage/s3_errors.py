@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import botocore.exceptions
+import botocore.parsers
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 
@@ -34,6 +35,7 @@ _CUT_OFF = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.ChecksumError,
+    botocore.parsers.ResponseParserError,  # the answer is not S3's, but of something that is in the way for a while
     OSError,  # of a socket, while a body is read
 )
 

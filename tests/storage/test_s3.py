@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from etl_server.errors import ObjectStoreError, ObjectStoreTransientError
+from etl_server.errors import ConfigError, ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import RetryPolicy, S3ObjectStore, open_store
 
 from .s3_proxy import (
@@ -148,6 +148,20 @@ def test_trying_again_has_an_end(store: S3ObjectStore, s3_proxy: S3Proxy) -> Non
         with pytest.raises(ObjectStoreTransientError, match="s3://"):
             ask()
         assert len(s3_proxy.requests) == QUICK.tries
+
+
+@pytest.mark.parametrize("status", [200, 203])
+def test_an_answer_that_is_no_xml_is_tried_again(store: S3ObjectStore, s3_proxy: S3Proxy, status: int) -> None:
+    async def page(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response(status=status, text="Starting up. Please wait.", content_type="text/html")
+
+    store.put_object("obj", b"content")
+    s3_proxy.inject(page, operation="ListObjects")
+    assert [info.name for info in store.list_objects()] == ["obj"]
+    s3_proxy.inject(page, operation="ListObjects", times=None)
+    with pytest.raises(ObjectStoreTransientError):
+        list(store.list_objects())
 
 
 def test_other_refusals_are_final(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
@@ -472,3 +486,17 @@ def test_a_store_is_opened_by_uri(s3_server: RcloneServer, bucket: str) -> None:
         assert [info.name for info in store.list_objects()] == ["c"]
     with open_store(f"s3://{bucket}?endpoint_url={s3_server.url}&region_name=eu-west-1") as whole:
         assert [info.name for info in whole.list_objects("a")] == ["a b/c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("endpoint_url=foo", "Invalid endpoint"),
+        ("profile_name=nope", "nope"),
+        ("endpoint_url=http://127.0.0.1&addressing_style=odd", "odd"),
+    ],
+)
+def test_options_that_make_no_client_are_told(options: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=rf"expected options that make a client: .*{expected}") as raised:
+        open_store(f"s3://photos?{options}")
+    assert options in raised.value.detail
