@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 class S3ObjectStore(ObjectStore):
     """The objects of a bucket whose keys begin with a prefix, over boto3.
 
-    Large objects go in parts, several at a time.
+    Large objects go in parts, several at a time. Where the answer to the beginning of an upload is lost, the uploads to
+    its key that have no parts are aborted in the end: that one is among them.
     """
 
     def __init__(
@@ -208,12 +209,7 @@ class S3ObjectStore(ObjectStore):
         progress: Progress,
         at_once: int,
     ) -> ObjectInfo:
-        upload = self._ask(
-            object_name,
-            lambda key: self._client.create_multipart_upload(
-                Bucket=self._bucket, Key=key, **_content_type(content_type)
-            ),
-        )["UploadId"]
+        upload, lost = self._begin(object_name, content_type)
 
         def send(number: int, part: _Part) -> tuple[int, str]:
             answer = self._ask(
@@ -233,9 +229,28 @@ class S3ObjectStore(ObjectStore):
         except BaseException:
             self._abort(object_name, upload)
             raise
+        finally:
+            if lost:
+                self._abort_lost(object_name)
         if self._journal is not None:
             self._journal.ended(upload)
         return stored
+
+    def _begin(self, object_name: str, content_type: str | None) -> tuple[str, bool]:
+        """The id of a new upload, and whether there may be others, since an answer was lost."""
+        tries = 0
+
+        def create(key: str) -> Any:
+            nonlocal tries
+            tries += 1
+            return self._client.create_multipart_upload(Bucket=self._bucket, Key=key, **_content_type(content_type))
+
+        try:
+            answer = self._ask(object_name, create)
+        except BaseException:
+            self._abort_lost(object_name)
+            raise
+        return answer["UploadId"], tries > 1 or answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
 
     def _complete(self, object_name: str, upload: str, sent: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Make the parts, sizes and ETags, an object."""
@@ -269,6 +284,31 @@ class S3ObjectStore(ObjectStore):
                 self._journal.ended(upload)
         except Exception as error:
             logger.warning("%s: upload %s could not be aborted: %s", self.get_uri(object_name), upload, error)
+
+    def _abort_lost(self, object_name: str) -> None:
+        """Abort the uploads to this key that have no parts. What cannot be removed is logged."""
+        try:
+            for upload in self._ask(object_name, self._empty_uploads):
+                self._end(object_name, upload)
+        except Exception as error:
+            logger.warning("%s: uploads could not be aborted: %s", self.get_uri(object_name), error)
+
+    def _empty_uploads(self, key: str) -> list[str]:
+        list_uploads = self._client.get_paginator("list_multipart_uploads")
+        missing = self._client.exceptions.NoSuchUpload  # also the answer of some servers that have none
+        empty = []
+        try:
+            pages = list(list_uploads.paginate(Bucket=self._bucket, Prefix=key))
+        except missing:
+            return []
+        for upload in (each["UploadId"] for page in pages for each in page.get("Uploads", ()) if each["Key"] == key):
+            try:
+                parts = self._client.list_parts(Bucket=self._bucket, Key=key, UploadId=upload, MaxParts=1)
+            except missing:
+                continue
+            if not parts.get("Parts"):
+                empty.append(upload)
+        return empty
 
     def _end(self, object_name: str, upload: str) -> None:
         """Abort an upload, unless it has ended."""

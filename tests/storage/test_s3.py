@@ -365,6 +365,27 @@ def moto_store(moto_proxy: S3Proxy, unique: Callable[[], str]) -> Iterator[S3Obj
     client.close()
 
 
+@pytest.mark.parametrize("lost", [1, 2, QUICK.tries])
+def test_an_upload_whose_begin_was_lost_is_aborted_and_those_of_others_are_not(
+    moto_store: S3ObjectStore, moto_proxy: S3Proxy, moto_url: str, lost: int
+) -> None:
+    moto = s3_client(moto_url)
+    bucket = moto_store.get_uri("obj").split("/")[2]
+    other = moto.create_multipart_upload(Bucket=bucket, Key="obj")["UploadId"]
+    moto.upload_part(Bucket=bucket, Key="obj", UploadId=other, PartNumber=1, Body=b"of another")
+    longer = moto.create_multipart_upload(Bucket=bucket, Key="object")["UploadId"]
+    moto_proxy.inject(lost_answer(), operation="CreateMultipartUpload", times=lost)
+    if lost < QUICK.tries:
+        moto_store.put_object("obj", pieces(CONTENT))
+        assert read(moto_store, "obj") == CONTENT
+    else:
+        with pytest.raises(ObjectStoreTransientError):
+            moto_store.put_object("obj", pieces(CONTENT))
+    left = moto.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert {upload["UploadId"] for upload in left} == {other, longer}
+    moto.close()
+
+
 def test_a_completion_whose_answer_is_lost_is_found_out(moto_store: S3ObjectStore, moto_proxy: S3Proxy) -> None:
     moto_proxy.inject(lost_answer(), operation="CompleteMultipartUpload")
     moto_proxy.inject(NO_SUCH_UPLOAD, operation="CompleteMultipartUpload", nth=2)
