@@ -27,7 +27,7 @@ from ..errors import ConfigError, ObjectStoreError, ObjectStoreTransientError, R
 from ..runtime.clients import CONNECT_TIMEOUT, ERROR_BODY_LIMIT, plain_session
 from ..wire.checksum import CHECKSUM_VALUE_HEADER
 from ..wire.names import encode_object_path
-from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range
+from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range, checked_prefix
 from .files import FileSlice
 from .reading import answered_stop, empty_reader, open_range, range_header
 from .redirects import MAX_REDIRECTS
@@ -78,8 +78,7 @@ class AISObjectStore(ObjectStore):
         Raises:
             ConfigError: there is no endpoint, or it is no URL.
         """
-        if not bucket or "/" in bucket:
-            raise ValueError(f"bucket {bucket!r}: expected a bucket's name")
+        self._prefix = checked_prefix(bucket, prefix)
         settings = settings or Settings.load()
         self._endpoint = (endpoint or settings.ais_endpoint).rstrip("/")
         parts = urlsplit(self._endpoint)
@@ -87,7 +86,6 @@ class AISObjectStore(ObjectStore):
             raise ConfigError(f"endpoint={self._endpoint}: expected the URL of a gateway, or AIS_ENDPOINT with it")
         self._bucket = bucket
         self._provider = provider
-        self._prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
         self._token = settings.authn_token.get_secret_value()
         self._timeout = (CONNECT_TIMEOUT, settings.io_timeout)
         self._session = plain_session(settings)

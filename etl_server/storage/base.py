@@ -189,7 +189,10 @@ class ObjectStore(ABC):
         return Unsettled(self.put_object(object_name, data, content_type=content_type))
 
     def settle(self, objects: Sequence[Unsettled]) -> list[Exception | None]:
-        """Make objects durable, many at once for the price of a few. Returns for each why it is not there, or None."""
+        """Make objects durable, many at once for the price of a few. Returns for each what failed, or None.
+
+        Where it was only that the object is sure to last, the object may be there all the same.
+        """
         return [None] * len(objects)
 
     def claim(self, owner: Owner) -> None:  # noqa: B027 - not all leave something behind
@@ -256,3 +259,14 @@ def check_range(start: int, stop: int | None) -> None:
     """Raise ValueError for a byte range that counts from the end."""
     if start < 0 or (stop is not None and stop < 0):
         raise ValueError(f"byte range {start} to {stop}: expected no negative position")
+
+
+def checked_prefix(bucket: str, prefix: str) -> str:
+    """What all names of a store in a bucket begin with: a slash is added to a prefix that has none at its end.
+
+    Raises:
+        ValueError: the bucket's name cannot be one.
+    """
+    if not bucket or "/" in bucket:
+        raise ValueError(f"bucket {bucket!r}: expected a bucket's name")
+    return f"{prefix}/" if prefix and not prefix.endswith("/") else prefix

@@ -165,7 +165,8 @@ class FileTree:
             files: names of objects, and of their files.
 
         Returns:
-            For each why it is not the object, or None. Nothing is left of one that is not.
+            For each what failed, or None. Nothing is left of a file that is not the object. Where only the sync of
+            its directory failed, it is the object, until a crash of the machine may undo that.
         """
         errors: list[Exception | None] = [None] * len(files)
         directories: dict[str, _Directory] = {}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 from .retry import RetryPolicy
 from .span import Span
-
-if TYPE_CHECKING:
-    pass
 
 
 class Body(Protocol):

@@ -18,13 +18,13 @@ from botocore.config import Config
 
 from ..errors import ObjectStoreError
 from ..wire.names import encode_object_path
-from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Owner, Progress, check_name, check_range
+from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Owner, Progress, check_name, check_range, checked_prefix
 from .files import FileSlice, IncomingFile
 from .multipart import PART_SIZE, cut, etag_of_parts, part_size_of
 from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
-from .s3_config import S3Options, checked_prefix
+from .s3_config import S3Options
 from .s3_errors import RangeNotThereError, UploadNotThereError, translated
 from .uploads import UploadJournal
 
@@ -69,7 +69,9 @@ class S3ObjectStore(ObjectStore):
             region_name: the region; default as above.
             profile_name: the profile in boto3's files that has the credentials; default as above.
             addressing_style: `path`, `virtual` or `auto`; default: `path` where there is an `endpoint_url`.
-            client: a boto3 client to be used in place of all that. It is not closed.
+            client: a boto3 client to be used in place of all that. It is not closed. It is used as it is: it repeats
+                requests itself, within each try of `policy`, unless its `Config` has
+                `retries={"total_max_attempts": 1}`, and takes redirects for errors unless given to `follow_redirects`.
             part_size: bytes of a part of a large object; S3 wants at least 5 MiB.
             policy: how often and how long requests are repeated.
         """
@@ -91,6 +93,7 @@ class S3ObjectStore(ObjectStore):
         return f"s3://{self._bucket}/{encode_object_path(self._prefix + object_name)}"
 
     def stat_object(self, object_name: str) -> ObjectInfo:
+        check_name(object_name)
         answer = self._ask(object_name, lambda key: self._client.head_object(Bucket=self._bucket, Key=key))
         return ObjectInfo(
             object_name, answer["ContentLength"], _etag(answer.get("ETag")), _modified(answer.get("LastModified"))

@@ -11,11 +11,11 @@ from aiobotocore.session import AioSession
 
 from ..errors import ObjectStoreError, ObjectStoreTransientError
 from ..wire.names import encode_object_path
-from .base import check_name
+from .base import check_name, checked_prefix
 from .reading import answered_stop, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
-from .s3_config import S3Options, checked_prefix
+from .s3_config import S3Options
 from .s3_errors import RangeNotThereError, translated
 
 if TYPE_CHECKING:
@@ -63,10 +63,6 @@ class AsyncS3Reader:
     async def close(self) -> None:
         """Close the connections. Nothing is to be read any more."""
         await self._opened.aclose()
-
-    def get_uri(self, object_name: str) -> str:
-        """The object's URI, percent-encoded."""
-        return f"s3://{self._bucket}/{encode_object_path(self._prefix + object_name)}"
 
     async def open_object(self, object_name: str) -> AsyncS3Object:
         """An object at its first byte, to be read and closed.

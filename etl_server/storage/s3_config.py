@@ -29,14 +29,3 @@ class S3Options(NamedTuple):
             "response_checksum_validation": "when_required",
             "s3": {"addressing_style": style},
         }
-
-
-def checked_prefix(bucket: str, prefix: str) -> str:
-    """What the keys of a store begin with: a slash is added to a prefix that has none at its end.
-
-    Raises:
-        ValueError: the bucket's name cannot be one.
-    """
-    if not bucket or "/" in bucket:
-        raise ValueError(f"bucket {bucket!r}: expected a bucket's name")
-    return f"{prefix}/" if prefix and not prefix.endswith("/") else prefix

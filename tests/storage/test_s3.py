@@ -109,6 +109,15 @@ def test_missing_objects_and_buckets_are_named(store: S3ObjectStore, s3_server: 
                 use()
 
 
+def test_a_name_of_no_characters_is_refused(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    for ask in (store.get_uri, store.stat_object, store.open_object, store.delete_object, store.exists):
+        with pytest.raises(ValueError, match="object name"):
+            ask("")
+    with pytest.raises(ValueError, match="object name"):
+        store.put_object("", b"")
+    assert s3_proxy.requests == []
+
+
 def test_a_wrong_key_is_not_tried_again(s3_proxy: S3Proxy, bucket: str) -> None:
     with S3ObjectStore(bucket, client=s3_client(s3_proxy.url, access_key="wrong"), policy=QUICK) as store:
         for ask in (
