@@ -82,6 +82,8 @@ def transform(
         raise ConfigError("DST: expected one, unless --inspect")
     if sync and (list_ is not None or inspect):
         raise ConfigError("--sync: expected all objects of the source, so neither --list nor --inspect")
+    if inspect and only_failed:
+        raise ConfigError("--inspect: expected it without --only-failed, for it keeps no ledger")
     if router != "name" and router != "content-hash":
         raise ConfigError(f"--router {router}: expected name or content-hash")
     if engine != "local" and engine != "ray":
@@ -112,11 +114,23 @@ def transform(
         ray_address=settings.ray_address,
     )
     job = Job(options, settings)
+
+    def interrupt(*_: object) -> None:
+        if not job.interrupt():
+            raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: job.interrupt())
-    with observer(as_json, job.name_of) as display:
-        summary = job.run(display, lambda led: write_report(report, led.rows()) if report is not None else None)
-    _tell(summary, job.first, job.orphans, as_json, dry_run)
+        signal.signal(number, interrupt)
+    summary = job.summary
+    try:
+        with observer(as_json, job.name_of) as display:
+            job.run(display, lambda led: write_report(report, led.rows()) if report is not None else None)
+    except KeyboardInterrupt:
+        summary.stopped = "interrupted"
+    note = " (with the list on standard input again)" if list_ == "-" else ""
+    if force and summary.stopped:
+        note += "\nwith --force it does not go on, but begins again; without, what is done and valid is skipped"
+    _tell(summary, job.first, job.orphans, as_json, dry_run, inspect, note)
     if summary.stopped == "interrupted":
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(OBJECTS_FAILED if summary.failed or summary.stopped else 0)
@@ -132,11 +146,15 @@ def _names(file: str) -> list[str]:
         text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"--list {file}: expected a file with a name a line: {error.strerror}") from None
+    if b"\0" in text:
+        raise ConfigError(f"--list {file}: expected a name a line, not one with a NUL character in it")
     return [line.removesuffix("\r") for line in text.decode(errors="surrogateescape").split("\n")]
 
 
-def _tell(summary: Summary, first: list[Task], orphans: list[str], as_json: bool, dry_run: bool) -> None:
-    """The last words."""
+def _tell(
+    summary: Summary, first: list[Task], orphans: list[str], as_json: bool, dry_run: bool, inspect: bool, note: str
+) -> None:
+    """The last words. `note`: what there is to say of the command that is to be run next."""
     from rich.filesize import decimal
 
     from ..jobs.progress import emit
@@ -146,6 +164,7 @@ def _tell(summary: Summary, first: list[Task], orphans: list[str], as_json: bool
             "end",
             done=summary.done,
             skipped=summary.skipped,
+            not_chosen=summary.not_chosen,
             failed=summary.failed,
             pending=summary.pending,
             deleted=summary.deleted,
@@ -155,19 +174,22 @@ def _tell(summary: Summary, first: list[Task], orphans: list[str], as_json: bool
             stopped=summary.stopped,
         )
         return
-    if dry_run:
+    if dry_run and not summary.stopped:
         print(f"{summary.due.objects:,} objects, {decimal(summary.due.bytes)}, would be transformed:")
         for task in first:
             print(f"  {_shown(task.source)} -> {_shown(task.output)}")
         if summary.due.objects > len(first):
             print(f"  ... and {summary.due.objects - len(first):,} more")
         print(f"{summary.skipped:,} are done already")
+        if summary.not_chosen:
+            print(f"{summary.not_chosen:,} are not, but did not fail: not chosen by --only-failed")
         for name in orphans:
             print(f"  {_shown(name)} would be deleted")
         return
     rate = (summary.done + summary.failed) / summary.seconds if summary.seconds else 0.0
     print(
         f"{summary.done:,} done, {summary.skipped:,} skipped, {summary.failed:,} failed"
+        + (f", {summary.not_chosen:,} not chosen" if summary.not_chosen else "")
         + (f", {summary.deleted:,} deleted" if summary.deleted else "")
         + f"; {decimal(summary.bytes_read)} in, {decimal(summary.bytes_written)} out"
         + f" in {summary.seconds:.1f} s ({rate:,.1f}/s)"
@@ -178,10 +200,11 @@ def _tell(summary: Summary, first: list[Task], orphans: list[str], as_json: bool
         print(f"  ... and {summary.failed - len(summary.failures):,} more; --report names them all")
     command = shlex.join(["etl-server", *sys.argv[1:]])
     if summary.stopped:
-        print(f"stopped ({summary.stopped}), {summary.pending:,} to go; to go on: {command}")
+        pending = f", {summary.pending:,} to go" if summary.due.objects else ""
+        print(f"stopped ({summary.stopped}){pending}; to go on: {command}{note}")
     elif summary.failed:
-        again = command if "--only-failed" in sys.argv else f"{command} --only-failed"
-        print(f"to try them again: {again}")
+        again = command if inspect or "--only-failed" in sys.argv else f"{command} --only-failed"
+        print(f"to try them again: {again}{note}")
 
 
 def _shown(name: str) -> str:

@@ -55,7 +55,8 @@ CREATE TABLE objects (
 _PLAN = """
 CREATE TEMP TABLE plan (
     id INTEGER PRIMARY KEY, source TEXT NOT NULL UNIQUE, output TEXT NOT NULL, size INTEGER NOT NULL,
-    source_id TEXT NOT NULL, selected INTEGER NOT NULL, due INTEGER NOT NULL DEFAULT 0
+    source_id TEXT NOT NULL, selected INTEGER NOT NULL, due INTEGER NOT NULL DEFAULT 0,
+    passed_over INTEGER NOT NULL DEFAULT 0 -- it would be due, but only others were asked for
 );
 CREATE TEMP TABLE present (name TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -115,7 +116,10 @@ class Totals(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One object in a report. `status`: done, skipped, failed, or pending where the run ended before it."""
+    """One object in a report.
+
+    `status`: done, skipped, failed, pending where the run ended before it, or `not chosen` where only others were.
+    """
 
     source: str
     output: str
@@ -143,8 +147,11 @@ class Ledger:
         """
         self._lock = -1
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(path)
+            except OSError as error:
+                raise JobError(f"--ledger {path}: expected a file that can be written: {error}") from None
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
         try:
             self._prepare(path, source, sink)
@@ -237,16 +244,20 @@ class Ledger:
             "o.status = 'done' AND o.source = plan.source AND o.source_id = plan.source_id AND o.fingerprint = ?"
             " AND EXISTS (SELECT 1 FROM present p WHERE p.name = o.stored AND p.id = o.stored_id)"
         )
-        due = f"NOT EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND {valid})"  # noqa: S608
-        arguments = [fingerprint]
-        if only_failed:
-            due = "EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND o.status = 'failed')"
-            arguments = []
-        elif force:
-            due, arguments = "1", []
+        invalid = f"NOT EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND {valid})"  # noqa: S608
+        failed = "EXISTS (SELECT 1 FROM objects o WHERE o.output = plan.output AND o.status = 'failed')"
+        due = failed if only_failed else "1" if force else invalid
         with self._transaction():
+            arguments = [fingerprint] if due == invalid else []
             self._db.execute(f"UPDATE plan SET due = 1 WHERE selected AND {due}", arguments)  # noqa: S608
+            if only_failed:
+                passed_over = f"UPDATE plan SET passed_over = 1 WHERE selected AND NOT due AND {invalid}"  # noqa: S608
+                self._db.execute(passed_over, [fingerprint])
         return self._totals("due")
+
+    def passed_over(self) -> Totals:
+        """How much would be to do, had only what failed not been asked for."""
+        return self._totals("passed_over")
 
     def selected(self) -> Totals:
         """How much of the source is selected."""
@@ -335,8 +346,9 @@ class Ledger:
         """What has become of every selected object, sorted by name."""
         query = (
             "SELECT p.source, coalesce(o.stored, p.output), CASE WHEN o.run = ? AND p.due THEN o.status"
-            " WHEN p.due THEN 'pending' ELSE 'skipped' END, coalesce(o.bytes_in, 0), coalesce(o.bytes_out, 0),"
-            " coalesce(o.seconds, 0), CASE WHEN o.run = ? THEN o.error ELSE '' END"
+            " WHEN p.due THEN 'pending' WHEN p.passed_over THEN 'not chosen' ELSE 'skipped' END,"
+            " coalesce(o.bytes_in, 0), coalesce(o.bytes_out, 0), coalesce(o.seconds, 0),"
+            " CASE WHEN o.run = ? THEN o.error ELSE '' END"
             " FROM plan p LEFT JOIN objects o ON o.output = p.output WHERE p.selected ORDER BY p.source"
         )
         return map(Row._make, self._db.execute(query, (self.run, self.run)))

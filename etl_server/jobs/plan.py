@@ -54,13 +54,18 @@ def plan_objects(
 
 
 def note_outputs(ledger: Ledger, sink: ObjectStore, naming: Naming) -> None:
-    """Tell the ledger what is in the sink, so that an output which is gone or changed is made again."""
+    """Tell the ledger what is in the sink, so that an output which is gone or changed is made again.
+
+    Raises:
+        JobError: there is no such bucket.
+    """
     try:
         ledger.note_present(
             (info.name, output_identity(info, naming.router)) for info in sink.list_objects(naming.prepend)
         )
-    except FileNotFoundError:  # it comes into being with the first output
-        return
+    except FileNotFoundError as error:
+        if not isinstance(sink, LocalObjectStore):  # a directory comes into being with the first output
+            raise JobError(f"{_base(sink)}: there is no such place for outputs: {error}") from None
 
 
 def check_apart(source: ObjectStore, sink: ObjectStore, ledger: Ledger, selection: Selection, naming: Naming) -> None:

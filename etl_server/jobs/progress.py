@@ -135,6 +135,7 @@ class JSONEvents(Display):
             due=summary.due.objects,
             due_bytes=summary.due.bytes,
             skipped=summary.skipped,
+            not_chosen=summary.not_chosen,
             to_delete=len(orphans),
             first=[{"source": task.source, "output": task.output} for task in first],
         )

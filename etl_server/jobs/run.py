@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -77,6 +78,8 @@ class Summary:
     listed: Totals = field(default_factory=Totals)
     selected: Totals = field(default_factory=Totals)
     due: Totals = field(default_factory=Totals)
+    not_chosen: int = 0
+    """Objects that are not done, or not valid, but did not fail, where only what failed was asked for."""
     deleted: int = 0
     done: int = 0
     failed: int = 0
@@ -92,7 +95,7 @@ class Summary:
     @property
     def skipped(self) -> int:
         """Objects that were done already and are still valid."""
-        return self.selected.objects - self.due.objects
+        return self.selected.objects - self.due.objects - self.not_chosen
 
     @property
     def pending(self) -> int:
@@ -120,6 +123,8 @@ class Job:
         self._options = options
         self._settings = settings
         self._interrupts = 0
+        self._attentive = False
+        """It looks at `_interrupts` all the time."""
         self._names: dict[int, str] = {}
         self.summary = Summary()
         self.first: list[Task] = []
@@ -131,16 +136,28 @@ class Job:
         """The name of an object that is being worked on."""
         return self._names.get(task_id, "")
 
-    def interrupt(self) -> None:
-        """Stop: the first time, finish what is begun; the second time, do not."""
+    def interrupt(self) -> bool:
+        """Stop: the first time, finish what is begun; the second time, do not.
+
+        Returns whether the job will see to it. It does not while it plans, or is about to end, nor the third time.
+        """
         self._interrupts += 1
+        return self._attentive and self._interrupts <= 2
 
     def run(self, observer: Observer, report: Callable[[Ledger], None]) -> Summary:
         """Do the job. `report` is called with the ledger when all is over, whatever happened.
 
         Raises:
-            ConfigError, ClassLoadError, JobError, PayloadError: it cannot start.
+            ConfigError, ClassLoadError, JobError, PayloadError: it cannot start, or not go on.
         """
+        try:
+            return self._run(observer, report)
+        except sqlite3.Error as error:
+            raise JobError(f"the job cannot use its ledger: {error}") from error
+        except (OSError, ObjectStoreError) as error:
+            raise JobError(f"the job cannot go on: {error}") from error
+
+    def _run(self, observer: Observer, report: Callable[[Ledger], None]) -> Summary:
         options = self._options
         cls = load_class(options.spec)
         files = _files(cls)
@@ -186,6 +203,7 @@ class Job:
             raise JobError(f"--sync: {options.source} has no object at all; expected one that is there")
         force = options.force or options.inspect
         self.summary.due = ledger.choose(code, force=force, only_failed=options.only_failed)
+        self.summary.not_chosen = ledger.passed_over().objects
 
     def _delete(self, ledger: Ledger, orphans: list[tuple[str, str]]) -> None:
         """Remove the outputs whose source is gone."""
@@ -201,10 +219,12 @@ class Job:
         engine = self._engine(cls, files, ledger)
         ledger.littered = Litter.HERE if self._options.engine == "local" else Litter.ELSEWHERE
         try:
+            self._attentive = True
             for outcomes in self._outcomes(engine, ledger.due(), observer):
                 ledger.record(outcomes, code)
                 self.summary.seconds = time.monotonic() - started
         finally:
+            self._attentive = False
             engine.close()
             self.summary.seconds = time.monotonic() - started
             if engine.abandoned:
@@ -223,11 +243,13 @@ class Job:
             return False
         logger.warning("waiting %.0f s for workers of the last run that may still be there", LEASE)
         deadline = time.monotonic() + LEASE
+        self._attentive = True
         while time.monotonic() < deadline:
             if self._interrupts:
                 self.summary.stopped = "interrupted"
                 return False
             time.sleep(POLL)
+        self._attentive = False
         return True
 
     def _clean(self, ledger: Ledger) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +19,12 @@ from etl_server.errors import JobError
 from etl_server.jobs.progress import PlainLines
 from etl_server.jobs.run import Job, JobOptions
 
+from ..storage.conftest import bucket, s3, s3_server
+from ..storage.s3_servers import RcloneServer
 from .conftest import Bench
+from .test_stores import _credentials
+
+__all__ = ["_credentials", "bucket", "s3", "s3_server"]
 
 
 def test_a_bad_object_fails_alone_and_the_last_lines_say_how_to_go_on(bench: Bench) -> None:
@@ -91,6 +98,51 @@ def test_a_class_that_is_edited_while_the_job_is_planned_stops_it(bench: Bench) 
     with pytest.raises(JobError, match=r"upper\.py was changed while the job was running"):
         job.run(PlainLines(lambda _: ""), lambda ledger: None)
     assert not bench.sink.exists()
+
+
+def test_a_ledger_that_fails_under_a_job_is_told_in_one_line(bench: Bench) -> None:
+    bench.fill(a="one")
+
+    def broken_before_the_first() -> Iterator[str]:
+        with contextlib.closing(sqlite3.connect(bench.ledger)) as other:
+            other.execute("DROP TABLE objects")
+        yield "a"
+
+    places = (str(bench.spec), str(bench.source), str(bench.sink))
+    job = Job(JobOptions(*places, names=broken_before_the_first(), ledger=bench.ledger), Settings.load(workers=1))
+    with pytest.raises(JobError, match="the job cannot use its ledger: no such table: objects"):
+        job.run(PlainLines(lambda _: ""), lambda ledger: None)
+
+
+def test_a_ledger_that_cannot_be_made_is_told_in_one_line(bench: Bench) -> None:
+    bench.fill(a="one")
+    bench.ledger = bench.spec / "ledger.sqlite"
+    done = bench.run()
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"etl-server: --ledger {bench.ledger}: expected a file that can be written")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_in_one_line(bench: Bench, tmp_path: Path) -> None:
+    bench.fill(a="one")
+    report = tmp_path / "report.csv"
+    (tmp_path / ".report.csv.incoming").symlink_to("/dev/full")
+    done = bench.run("--report", str(report))
+    assert done.returncode == 2
+    assert done.stderr == "etl-server: the job cannot go on: [Errno 28] No space left on device\n"
+
+
+def test_a_bucket_for_outputs_that_is_not_there_stops_the_job_before_it_starts(
+    bench: Bench, s3_server: RcloneServer
+) -> None:
+    bench.fill(a="one")
+    command = bench.command()
+    command[command.index(str(bench.sink))] = f"s3://not-there/out?endpoint_url={s3_server.url}"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("etl-server: s3://not-there/out/: there is no such place for outputs: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_max_failures_stops_the_job(bench: Bench) -> None:

@@ -171,3 +171,18 @@ def test_an_inspection_transforms_and_keeps_nothing(bench: Bench) -> None:
     assert bench.events("--inspect", code=1)["failed"] == 1
     assert not bench.sink.exists()
     assert not bench.ledger.exists()
+
+
+def test_an_inspection_of_what_failed_is_refused_for_it_knows_nothing(bench: Bench) -> None:
+    bench.fill(a="bad")
+    assert "--only-failed" not in bench.run("--inspect").stdout
+    refused = bench.run("--inspect", "--only-failed")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_list_with_a_nul_is_refused_in_one_line(bench: Bench) -> None:
+    bench.fill(a="one")
+    refused = bench.run("--list", "-", stdin="a\0b\n")
+    assert refused.returncode == 2
+    assert refused.stderr == "etl-server: --list -: expected a name a line, not one with a NUL character in it\n"

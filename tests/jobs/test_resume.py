@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from pathlib import Path
 
 import pytest
 
@@ -116,7 +118,7 @@ def test_only_failed_does_nothing_else(bench: Bench) -> None:
     bench.fill(a="one", b="bad")
     counts(bench, code=1)
     bench.fill(b="good", new="new", a="changed")
-    assert counts(bench, "--only-failed") == (1, 2, 0)
+    assert counts(bench, "--only-failed") == (1, 0, 0)
     assert bench.outputs == {"a": "ONE", "b": "GOOD"}
 
 
@@ -147,3 +149,14 @@ def test_a_failure_keeps_the_output_that_was_there(done: Bench) -> None:
     done.put("a", "bad")
     assert counts(done, code=1) == (0, 2, 1)
     assert done.outputs["a"] == "ONE"
+
+
+def test_what_was_never_done_is_not_chosen_rather_than_skipped(bench: Bench, tmp_path: Path) -> None:
+    bench.fill(a="one", b="bad")
+    bench.events(code=1)
+    bench.fill(c="three")
+    end = bench.events("--only-failed", "--report", str(tmp_path / "report.csv"), code=1)
+    assert (end["skipped"], end["failed"], end["not_chosen"]) == (1, 1, 1)
+    with (tmp_path / "report.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["skipped", "failed", "not chosen"]
+    assert "1 skipped, 1 failed, 1 not chosen;" in bench.run("--only-failed").stdout
