@@ -16,8 +16,8 @@ processes that share the socket and are ready.
 5. `teardown()`, and the exit code is 0. If the time is over before that, what is not finished is cut, so that its
    client sees the failure, and the exit code is 1. It is 1 too if `teardown()` raised.
 
-A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before it is ready, there is
-nothing to finish, and it ends at once too.
+A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before it is ready, there is nothing
+to finish, and it ends at once too.
 """
 
 from __future__ import annotations
@@ -173,5 +173,7 @@ class Server(uvicorn.Server):
         )
 
     def _end_late(self, *_: object) -> None:
-        logger.error("it did not end within ETL_DRAIN_TIMEOUT=%g s", self._settings.drain_timeout)
-        os._exit(UNFINISHED)
+        try:  # what this interrupts may be the writing of a log, which cannot be entered twice
+            logger.error("it did not end within ETL_DRAIN_TIMEOUT=%g s", self._settings.drain_timeout)
+        finally:
+            os._exit(UNFINISHED)

@@ -27,7 +27,7 @@ async def test_work_that_waits_goes_on_in_a_task() -> None:
         done.append(await gate)
 
     task = start_eagerly(work())
-    assert task is not None
+    assert isinstance(task, asyncio.Task)
     gate.set_result("through")
     await task
     assert done == ["through"]
@@ -46,7 +46,7 @@ async def test_work_that_is_cancelled_before_the_first_step_of_its_task_cleans_u
             raise
 
     task = start_eagerly(work())
-    assert task is not None
+    assert isinstance(task, asyncio.Task)
     task.cancel()
     await asyncio.wait((task,), timeout=5)
     assert seen == ["cancelled", "cleaned up"]

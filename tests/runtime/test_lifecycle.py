@@ -47,6 +47,14 @@ class Upper(ETLServer):
         return data.upper()
 """
 
+HANG = """
+            while True:
+                try:
+                    wait_for(etl_args)
+                except Exception:
+                    pass
+"""
+
 LONG_LINGER = """
 import sys
 from etl_server.cli import main
@@ -292,6 +300,27 @@ async def test_a_transform_that_holds_up_the_loop_does_not_keep_a_server_from_en
                 server.signal(signal.SIGTERM)
                 assert await asyncio.to_thread(server.wait) == 1
     assert "ETL_DRAIN_TIMEOUT=0.1" in server.lines[-1]
+
+
+UNWRITABLE = """
+import logging
+def refuse(record):
+    if "did not end" in record.getMessage():
+        raise RuntimeError("reentrant call")
+    return True
+logging.getLogger("etl_server.serve").addFilter(refuse)
+"""
+
+
+async def test_a_log_that_cannot_be_written_does_not_keep_a_server_from_ending(spec: Path) -> None:
+    spec.write_text(UNWRITABLE + TRANSFORM.replace("            wait_for(etl_args)", HANG))
+    environment = {"EXECUTION": "inline", "ETL_DRAIN_TIMEOUT": "0.1"}
+    with ServerProcess.serve(str(spec), environment=environment) as server:
+        async with RawClient(server.wait_until_listening().port) as client:
+            await client.put("/src/a?etl_args=gate", b"hello")
+            with open_gate(spec.parent / "gate"):
+                server.signal(signal.SIGTERM)
+                assert await asyncio.to_thread(server.wait) == 1
 
 
 async def test_one_worker_that_is_told_to_stop_leaves_the_port_to_the_others(tmp_path: Path, spec: Path) -> None:

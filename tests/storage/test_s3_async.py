@@ -256,6 +256,6 @@ async def test_a_coroutine_that_reads_may_take_its_first_step_outside_of_a_task(
         stored.close()
 
     going_on = start_eagerly(read())
-    assert going_on is not None
+    assert isinstance(going_on, asyncio.Task)
     await going_on
     assert result == CONTENT
