@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,7 @@ class Supervisor:
         self._settings = settings
         self._listener = listener
         self._url = url_of(listener)
-        self._stopping = threading.Event()
+        self._stopping = False  # no Event: a handler that sets one may interrupt who holds its lock
         self._ready = False
         self._places: Places | None = None
         if settings.metrics:
@@ -64,12 +63,18 @@ class Supervisor:
     def run(self) -> int:
         """Run workers until SIGTERM or SIGINT; returns the exit code."""
         reason = ""
-        with stop_signals(lambda *_: self._stopping.set()):
+        with stop_signals(self._stop):
             environment = self._places.environment if self._places is not None else None
-            workers = [
-                _Worker(self._job, self._listener, place, environment) for place in range(self._settings.workers)
-            ]
-            while not reason and not self._stopping.wait(POLL_INTERVAL):
+            workers: list[_Worker] = []
+            try:
+                for place in range(self._settings.workers):
+                    workers.append(_Worker(self._job, self._listener, place, environment))  # noqa: PERF401
+            except OSError as error:
+                reason = f"a worker cannot be started: {error.strerror}"
+            while not reason:
+                time.sleep(POLL_INTERVAL)
+                if self._stopping:
+                    break
                 reason = next(filter(None, map(self._tend, workers)), "")
             self._listener.close()  # else it would go on to take connections after the last worker has closed it
             finished = _stop(workers, self._settings.drain_timeout + STOP_GRACE)
@@ -79,6 +84,9 @@ class Supervisor:
             logger.error("%s", reason)
             return STARTUP_FAILURE
         return 0 if finished else UNFINISHED
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
 
     def _tend(self, worker: _Worker) -> str:
         """See whether a worker lives, and start it again if not; why that is no use, if it is none."""
@@ -123,21 +131,26 @@ class _Worker:
         return self._process.pid
 
     def _spawn(self) -> None:
-        self._due = None
         self._since: float | None = None
         self.failure = ""
         """Why it did not start, in its own words."""
-        self._told, tell = os.pipe()
-        os.set_blocking(self._told, False)
+        told, tell = os.pipe()
+        os.set_blocking(told, False)
         number = self.place if self._environment is not None else None
         # A fresh interpreter, and not multiprocessing's, which would run the user's script a second time.
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a number
-            [sys.executable, "-c", f"from etl_server.runtime.serve import work; work({number})"],
-            env={**os.environ, **(self._environment or {})},
-            stdin=subprocess.PIPE,
-            pass_fds=[self._listener.fileno(), tell],
-        )
-        os.close(tell)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a number
+                [sys.executable, "-c", f"from etl_server.runtime.serve import work; work({number})"],
+                env={**os.environ, **(self._environment or {})},
+                stdin=subprocess.PIPE,
+                pass_fds=[self._listener.fileno(), tell],
+            )
+        except OSError:
+            os.close(told)
+            raise
+        finally:
+            os.close(tell)
+        self._told, self._due = told, None
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(pickle.dumps((*self._job, self._listener.fileno(), tell)))
@@ -152,7 +165,11 @@ class _Worker:
         """How it died, if it has just died; a process that is due is started."""
         if self._due is not None:
             if time.monotonic() >= self._due:
-                self._spawn()
+                try:
+                    self._spawn()
+                except OSError as error:
+                    self.deaths += 1
+                    return f"cannot be started again: {error.strerror}"
             return ""
         code = self._process.poll()
         with contextlib.suppress(BlockingIOError):

@@ -138,6 +138,44 @@ async def test_workers_that_cannot_start_again_end_the_server_with_the_reason(sp
     assert server.lines[-1].endswith(reason)
 
 
+NO_FORK = """
+import errno, subprocess, sys
+from etl_server.runtime import supervise
+
+real, count, fails = subprocess.Popen, 0, int(sys.argv[2])
+
+class Popen(real):
+    def __init__(self, *args, **options):
+        global count
+        count += "work(" in str(args)
+        if count == fails:
+            raise OSError(errno.EAGAIN, "no more processes")
+        super().__init__(*args, **options)
+
+subprocess.Popen = Popen
+""" + TUNED.replace("float(sys.argv[2])", "1000")
+
+
+async def test_a_worker_that_cannot_be_forked_is_tried_again(spec: Path) -> None:
+    environment = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "2"}
+    with ServerProcess("-c", NO_FORK, str(spec), "3", environment=environment) as server:
+        server.patience = 60
+        async with RawClient(server.wait_until_listening().port) as client:
+            os.kill(await pid_over(client), signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for_line, "it cannot be started again: no more processes")
+        await eventually(lambda: (spec.parent / "starts").read_text() == "111")
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+def test_a_first_worker_that_cannot_be_forked_ends_the_server_with_the_reason(spec: Path) -> None:
+    environment = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "2"}
+    with ServerProcess("-c", NO_FORK, str(spec), "2", environment=environment) as server:
+        assert server.wait() == 3
+    assert server.lines[-1].endswith("a worker cannot be started: no more processes")
+    assert "Traceback" not in server.stderr
+
+
 async def test_a_worker_that_was_healthy_for_long_may_die_any_number_of_times(spec: Path) -> None:
     with tuned(spec, LONG_AGO) as server:
         port = server.wait_until_listening().port
