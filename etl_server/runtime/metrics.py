@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import platform
 import shutil
@@ -40,6 +41,8 @@ SECONDS = range(10, 38)
 """Powers of two, of nanoseconds: from a microsecond to two minutes, each bucket twice the one before."""
 BYTES = range(6, 35, 2)
 """Powers of two: from 64 bytes to 16 GiB, each bucket four times the one before."""
+
+logger = logging.getLogger("etl_server.serve")
 
 _RESTARTS = "etl_worker_restarts_total", "Workers that died and were started again."
 _DIRECTORY = "etl-server-metrics-"
@@ -199,6 +202,14 @@ class Places:
         # Only now by the name that others look for, as what is not locked there counts as left behind.
         self.directory = self._made.rename(self._made.with_name(_DIRECTORY + self._made.name.rpartition("-")[2]))
         self._restarts = 0
+        try:
+            self._file = MmapedDict(str(self.directory / "counter_supervisor.db"))  # type: ignore[no-untyped-call]
+            self._count_restarts()
+            _take_up_space(self.directory)
+        except OSError as error:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            os.close(self._lock)
+            raise ConfigError(f"ETL_METRICS=true: expected room in {self._made.parent}: {error.strerror}") from None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -207,15 +218,20 @@ class Places:
 
     def restarted(self, place: int) -> None:
         """The worker at that place has died, and another takes it."""
-        mark_process_dead(place, str(self.directory))  # type: ignore[no-untyped-call]
         self._restarts += 1
+        self._count_restarts()
+        try:
+            mark_process_dead(place, str(self.directory))  # type: ignore[no-untyped-call]
+        except OSError as error:
+            logger.error("/metrics still shows what a dead worker had in flight: %s", error)
+
+    def _count_restarts(self) -> None:
         name, text = _RESTARTS
-        file = MmapedDict(str(self.directory / "counter_supervisor.db"))  # type: ignore[no-untyped-call]
-        file.write_value(mmap_key(name.removesuffix("_total"), name, [], [], text), self._restarts, 0.0)  # type: ignore[no-untyped-call]
-        file.close()  # type: ignore[no-untyped-call]
+        self._file.write_value(mmap_key(name.removesuffix("_total"), name, [], [], text), self._restarts, 0.0)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """The workers are gone."""
+        self._file.close()  # type: ignore[no-untyped-call]
         shutil.rmtree(self.directory, ignore_errors=True)
         os.close(self._lock)
 

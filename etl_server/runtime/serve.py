@@ -18,7 +18,7 @@ from collections.abc import Callable
 import uvicorn
 
 from ..config import Settings
-from ..errors import ETLError, StartError, one_line
+from ..errors import ConfigError, ETLError, StartError, one_line
 from ..server import ETLServer
 from .app import ETLApp, create_app
 from .http import ObjectProtocol
@@ -65,10 +65,12 @@ def run(make: MakeServer, settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code: 0, or `lifecycle.UNFINISHED`, or `STARTUP_FAILURE`.
 
     Raises:
-        ConfigError: the address cannot be listened on, `ETL_SOURCE` or `ETL_SINK` names no store.
+        ConfigError: the address cannot be listened on, `ETL_SOURCE` or `ETL_SINK` names no store, or
+            `PROMETHEUS_MULTIPROC_DIR` no directory.
     """
     configure_logging(settings)
     check_stores(settings)
+    _check_metrics_directory(settings)
     _raise_file_limit()
     listener = bind(settings)
     if settings.workers > 1:
@@ -167,6 +169,17 @@ def _keep_freed_memory(settings: Settings) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, min(LARGEST_KEPT, kept))
         mallopt(M_TRIM_THRESHOLD, kept)
+
+
+def _check_metrics_directory(settings: Settings) -> None:
+    """Raises `ConfigError` where the directory that this process is told cannot be used. Of several, we make one."""
+    directory = settings.metrics_directory
+    if settings.metrics and settings.workers == 1 and directory and not _is_writable(directory):
+        raise ConfigError(f"PROMETHEUS_MULTIPROC_DIR={directory}: expected a directory that can be written to")
+
+
+def _is_writable(directory: str) -> bool:
+    return os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
 def _raise_file_limit() -> None:

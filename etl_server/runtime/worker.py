@@ -132,6 +132,7 @@ class Worker:
         """What kept it from starting."""
         self._starting: asyncio.Lock | None = None
         self._publishing: asyncio.TimerHandle | None = None
+        self._unpublished = False
 
     async def start(self) -> None:
         """Set up what the data path needs, then the user's instance; once."""
@@ -142,30 +143,30 @@ class Worker:
         async with self._starting:
             if self.started:
                 return
-            settings = self.settings
-            self.admission = Admission(settings.max_memory // settings.workers)
-            self.threads = WorkerThreads()
-            self.outbound = Outbound(settings)
-            self.files = LocalFiles(settings.fqn_roots)
-            self.executor = Executor(self.server, self.threads)
-            self.deliverer = Deliverer(settings, self.outbound, self.threads)
-            self.stores = Stores(settings, self.threads)
-            self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
-            self._downloads = plain_session(settings)
-            token = settings.authn_token.get_secret_value()
-            self._has_target = bool(settings.host_target.get_secret_value())
-            self._session = lambda: self.server.session
-            self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
-            if self.server.streams:
-                _ = self.server.session  # made before several threads ask for it
             try:
+                settings = self.settings
+                self.admission = Admission(settings.max_memory // settings.workers)
+                self.threads = WorkerThreads()
+                self.outbound = Outbound(settings)
+                self.files = LocalFiles(settings.fqn_roots)
+                self.executor = Executor(self.server, self.threads)
+                self.deliverer = Deliverer(settings, self.outbound, self.threads)
+                self.stores = Stores(settings, self.threads)
+                self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
+                self._downloads = plain_session(settings)
+                token = settings.authn_token.get_secret_value()
+                self._has_target = bool(settings.host_target.get_secret_value())
+                self._session = lambda: self.server.session
+                self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
+                if self.server.streams:
+                    _ = self.server.session  # made before several threads ask for it
                 await self.stores.open()
                 await maybe_await(self.server.setup())
             except BaseException as error:
                 self.start_error = self.printable(f"{type(error).__name__}: {error}")
                 raise (error if isinstance(error, Exception) else tame(error)) from None
             self.started = True
-            if settings.metrics and settings.metrics_directory:
+            if self.settings.metrics and self.settings.metrics_directory:
                 self._publish_again()
 
     async def stop(self) -> None:
@@ -177,7 +178,7 @@ class Worker:
             session.stop()
         if self._publishing is not None:
             self._publishing.cancel()
-            self._publish()
+            self._try_to_publish()
         try:
             await maybe_await(self.server.teardown())
         finally:
@@ -316,7 +317,16 @@ class Worker:
 
     def _publish_again(self) -> None:
         self._publishing = asyncio.get_running_loop().call_later(PUBLISH_INTERVAL, self._publish_again)
-        self._publish()
+        self._try_to_publish()
+
+    def _try_to_publish(self) -> None:
+        """Bring the metrics up to date; that they cannot be is said once, and keeps nobody from serving."""
+        try:
+            self._publish()
+        except Exception as error:
+            if not self._unpublished:
+                self._unpublished = True
+                self.logger.error("/metrics cannot be brought up to date: %s", self.printable(repr(error)))
 
     async def push(self, exchange: Exchange, lease: Lease) -> Answer:
         """PUT: the object is the body, or a local file."""

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import os
 import platform
+import shutil
 import signal
 import socket
 import threading
@@ -394,10 +395,13 @@ def test_threads_lose_no_count() -> None:
 
 
 TRANSFORM = """
-import os
+import os, sys
 from etl_server import ETLServer
 
 class Pid(ETLServer):
+    def teardown(self):
+        print("teardown of", os.getpid(), file=sys.stderr, flush=True)
+
     def transform(self, data, path, etl_args):
         if etl_args:
             with open(etl_args) as gate:
@@ -499,10 +503,35 @@ def test_there_are_never_more_files_and_none_in_the_end(two_workers: ServerProce
         two_workers.wait_for_line(f"worker {worker} died")
     push_to_both(two_workers, frozenset(workers))
     wait_until(two_workers, lambda seen: seen("etl_worker_restarts_total") == 2)
-    assert {file.name for file in directory.iterdir()} == {*files, "counter_supervisor.db"}
+    assert {file.name for file in directory.iterdir()} == files
     two_workers.signal(signal.SIGTERM)
     assert two_workers.wait() == 0
     assert not directory.exists()
+
+
+def test_a_server_whose_files_are_gone_goes_on(two_workers: ServerProcess, temporary: Path) -> None:
+    _, workers = push_to_both(two_workers)
+    (directory,) = temporary.glob("etl-server-metrics-*")
+    shutil.rmtree(directory)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+        two_workers.wait_for_line(f"worker {worker} died")
+    _, others = push_to_both(two_workers, frozenset(workers))
+    two_workers.signal(signal.SIGTERM)
+    assert two_workers.wait() == 0
+    for worker in others:
+        assert f"teardown of {worker}" in two_workers.stderr
+    assert two_workers.stderr.count("/metrics cannot be brought up to date") == len(others)
+    assert "Traceback" not in two_workers.stderr
+
+
+def test_a_directory_for_the_files_that_is_not_there_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pid.py").write_text(TRANSFORM)
+    nowhere = str(tmp_path / "nowhere")
+    with ServerProcess.serve(str(tmp_path / "pid.py"), environment={"PROMETHEUS_MULTIPROC_DIR": nowhere}) as server:
+        assert server.wait() == 2
+    (line,) = server.lines
+    assert f"PROMETHEUS_MULTIPROC_DIR={nowhere}: expected a directory" in line
 
 
 def test_one_worker_makes_no_files(tmp_path: Path, temporary: Path) -> None:

@@ -267,6 +267,26 @@ def test_a_setup_that_fails_ends_the_server_with_its_reason(tmp_path: Path, setu
     assert any(re.search(r" ERROR .*no model file", line) for line in server.lines), server.stderr
 
 
+OWN_SESSION = """
+from etl_server import ETLServer
+
+class Own(ETLServer):
+    @property
+    def session(self):
+        raise RuntimeError("no token file")
+
+    def transform_stream(self, reader, path, etl_args):
+        yield reader.read()
+"""
+
+
+def test_whatever_else_keeps_a_server_from_starting_is_the_reason_in_the_last_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_SESSION)
+    with ServerProcess.serve(str(tmp_path / "own.py")) as server:
+        assert server.wait() == 3
+    assert server.lines[-1].endswith("setup() failed: RuntimeError: no token file")
+
+
 def test_a_class_without_a_transform_ends_the_server_with_its_reason(tmp_path: Path) -> None:
     file = tmp_path / "neither.py"
     file.write_text("from etl_server import ETLServer\nclass Neither(ETLServer): pass\n")
