@@ -139,6 +139,8 @@ class S3ObjectStore(ObjectStore):
                 prefix,
                 lambda key, more=more: self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, **more),  # type: ignore[misc]
             )
+            if page.keys().isdisjoint(("Name", "IsTruncated", "Contents")):  # XML of something else, a page perhaps
+                raise ObjectStoreError(f"s3://{self._bucket}: the answer is no list of objects")
             for entry in page.get("Contents", ()):
                 if name := entry["Key"].removeprefix(self._prefix):
                     yield ObjectInfo(

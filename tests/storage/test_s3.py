@@ -173,6 +173,16 @@ def test_an_answer_that_is_no_xml_is_tried_again(store: S3ObjectStore, s3_proxy:
         list(store.list_objects())
 
 
+def test_an_answer_that_is_no_list_is_not_an_empty_one(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    async def page(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response(text="<html><body>Please log in.</body></html>", content_type="text/html")
+
+    s3_proxy.inject(page, operation="ListObjects")
+    with pytest.raises(ObjectStoreError, match="the answer is no list of objects"):
+        list(store.list_objects())
+
+
 def test_other_refusals_are_final(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
     s3_proxy.inject(answer(400, "InvalidArgument"))
     with pytest.raises(ObjectStoreError, match="InvalidArgument") as caught:
