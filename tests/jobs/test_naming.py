@@ -11,7 +11,7 @@ import pytest
 from etl_server.errors import ConfigError, JobError
 from etl_server.jobs.ledger import Ledger, Planned
 from etl_server.jobs.naming import Naming, Selection, parse_extensions
-from etl_server.jobs.plan import check_apart
+from etl_server.jobs.plan import check_apart, plan_objects
 from etl_server.storage import open_store
 
 from .conftest import Bench
@@ -186,3 +186,12 @@ def test_a_list_with_a_nul_is_refused_in_one_line(bench: Bench) -> None:
     refused = bench.run("--list", "-", stdin="a\0b\n")
     assert refused.returncode == 2
     assert refused.stderr == "etl-server: --list -: expected a name a line, not one with a NUL character in it\n"
+
+
+def test_a_name_that_its_store_cannot_have_fails_alone() -> None:
+    with (
+        open_store("ais://bucket?endpoint=http://127.0.0.1:9") as source,
+        Ledger(None, "source", "sink") as ledger,
+    ):
+        plan_objects(ledger, source, Selection(), Naming(), ["a/../b"])
+        assert ledger.selected().objects == 1
