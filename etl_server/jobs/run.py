@@ -227,12 +227,12 @@ class Job:
             self._attentive = False
             engine.close()
             self.summary.seconds = time.monotonic() - started
-            if engine.abandoned:
-                ledger.littered = Litter.ELSEWHERE
-            elif engine.unclean or ledger.owner.journal.exists():
-                self._clean(ledger)
+            if engine.unclean or ledger.owner.journal.exists():
+                self._clean(ledger, forget=not engine.abandoned)
             else:
                 ledger.littered = Litter.NONE
+            if engine.abandoned:
+                ledger.littered = Litter.ELSEWHERE
 
     def _is_alone(self, busy: bool) -> bool:
         """Wait for workers on other machines, whose run was killed or lost them, to end by themselves.
@@ -252,8 +252,11 @@ class Job:
         self._attentive = False
         return True
 
-    def _clean(self, ledger: Ledger) -> None:
-        """Remove what was left half-written, by workers that have all ended. It does no harm where that fails."""
+    def _clean(self, ledger: Ledger, *, forget: bool = True) -> None:
+        """Remove what was left half-written, by workers that have ended. It does no harm where that fails.
+
+        `forget`: all of them have; else the journal stays, so that the next run finds what is written still.
+        """
         remove_copies(ledger.owner)
         if self._options.sink is not None and not self._options.inspect:
             try:
@@ -261,7 +264,8 @@ class Job:
                     for name in ledger.unnamed(claimed(ledger.owner.journal)):
                         sink.delete_object(name)
                     sink.clean(ledger.owner)
-                ledger.owner.journal.unlink(missing_ok=True)
+                if forget:
+                    ledger.owner.journal.unlink(missing_ok=True)
             except (OSError, ObjectStoreError) as error:
                 logger.warning("what is half-written stays until the next run: %s", error)
                 return
