@@ -176,6 +176,31 @@ def test_a_first_worker_that_cannot_be_forked_ends_the_server_with_the_reason(sp
     assert "Traceback" not in server.stderr
 
 
+WAITS_FOR_EVENTS = (
+    """
+import signal, threading
+
+real = threading.Event.wait
+
+def wait(self, timeout=None):
+    with self._cond:
+        signal.raise_signal(signal.SIGTERM)
+    return real(self, timeout)
+
+threading.Event.wait = wait
+"""
+    + TUNED
+)
+
+
+def test_a_signal_may_come_while_the_lock_of_an_event_is_held(spec: Path) -> None:
+    environment = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "2"}
+    with ServerProcess("-c", WAITS_FOR_EVENTS, str(spec), NEVER, environment=environment) as server:
+        server.wait_until_listening()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
 async def test_a_worker_that_was_healthy_for_long_may_die_any_number_of_times(spec: Path) -> None:
     with tuned(spec, LONG_AGO) as server:
         port = server.wait_until_listening().port
