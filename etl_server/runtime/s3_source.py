@@ -62,7 +62,7 @@ class S3Source:
         return self._feed.open
 
     async def async_reader(self) -> AsyncReader:
-        self._stored = stored = await self.open()
+        stored = await self.open()
 
         async def receive() -> Batch:
             piece = await self.next_piece(stored)
@@ -85,6 +85,7 @@ class S3Source:
             stored.close()
             raise BodyTooLargeError.beyond(self._limit)
         self.length = stored.size
+        self._stored = stored  # whoever is to take it may be cancelled before its first step
         return stored
 
     async def next_piece(self, stored: AsyncS3Object) -> bytes:

@@ -20,8 +20,11 @@ from tenacity import wait_none
 from etl_server import AsyncReader, ETLServer, Settings
 from etl_server.errors import ConfigError, UpstreamUnreachableError
 from etl_server.runtime import stores, threads
+from etl_server.runtime.admission import Lease, Memory
+from etl_server.runtime.s3_source import S3Source
 from etl_server.runtime.stores import check_stores
 from etl_server.storage import ObjectStore, RetryPolicy, open_store
+from etl_server.storage.s3_async import AsyncS3Reader
 from etl_server.testing import Target
 from tests.conftest import Live, Serve
 from tests.helpers import ServerProcess, eventually
@@ -761,3 +764,21 @@ async def test_streams_take_constant_memory(cls: str, uri: str, folder: Path, tm
             await send("/zeros", size)
             assert memory_of(server.pid, "VmHWM") - before < 24 * MIB
     assert (tmp_path / "results" / "zeros").stat().st_size == size
+
+
+async def test_an_object_that_nobody_reads_from_its_first_byte_on_leaves_no_connection_to_s3(
+    s3_proxy: S3Proxy, s3_server: RcloneServer, bucket: str
+) -> None:
+    with (s3_server.folder / bucket / "large").open("wb") as file:
+        file.truncate(256 * MIB)
+    reader = AsyncS3Reader(bucket, endpoint_url=s3_proxy.url)
+    await reader.open()
+    try:
+        source = S3Source(reader, "large", None, Lease(Memory(1 << 30)))
+        source.opener()
+        assert source._feed is not None
+        await source._feed._begin()
+        source.close()  # before the loop has come to feeding it
+        await eventually(lambda: s3_proxy.connections == 0)
+    finally:
+        await reader.close()
