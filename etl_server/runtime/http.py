@@ -204,22 +204,23 @@ class ObjectProtocol(HttpToolsProtocol):
             self.handle_websocket_upgrade()
             return
         self.connections.discard(self)
-        head = [b"GET %s HTTP/1.1\r\n" % self.url]
-        head += [b"%s: %s\r\n" % header for header in self.headers]
-        head.append(b"\r\n")
-        upgrade(self.transport, b"".join(head), rest, self.worker, self.server_state)
+        upgrade(self.transport, self._head_again(b"GET", b"1.1"), rest, self.worker, self.server_state)
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Serve a request that asks for another protocol as if it did not (RFC 9110, 7.8): its body stands behind it.
 
         The parser takes the end of such a head for the end of the request, and what follows for the other protocol.
         """
-        parser = self.parser
-        version = parser.get_http_version().encode()
-        head = [b"%s %s HTTP/%s\r\n" % (parser.get_method(), self.url, version)]
-        head += [b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.headers = [header for header in self.headers if header[0] != b"upgrade"]
+        head = self._head_again(self.parser.get_method(), self.parser.get_http_version().encode())
         self.parser = self._new_parser()
-        self.data_received(b"".join([*head, b"\r\n", rest]))
+        self.data_received(head + rest)
+
+    def _head_again(self, method: bytes, version: bytes) -> bytes:
+        """The head of the request that was parsed last, for another parser."""
+        lines = [b"%s %s HTTP/%s\r\n" % (method, self.url, version)]
+        lines += [b"%s: %s\r\n" % header for header in self.headers]
+        return b"".join([*lines, b"\r\n"])
 
     def timeout_keep_alive_handler(self) -> None:
         """What uvicorn's own timer calls, which is started by requests that go through ASGI only: `_check` does it."""
@@ -352,6 +353,7 @@ class HttpExchange:
         "_handler",
         "_http10",
         "_protocol",
+        "_rest",
         "_task",
         "body",
         "content_length",
@@ -371,6 +373,7 @@ class HttpExchange:
     def __init__(self, protocol: ObjectProtocol, handler: Handler, method: str, path: str, query: str) -> None:
         self._protocol = protocol
         self._handler = handler
+        self._rest: Handler | None = None
         self._task: Work | None = None
         self.method = method
         self.path = path
@@ -411,8 +414,7 @@ class HttpExchange:
                     worker.counts.push.answered(now.status)
                     return
                 now = already(now)
-            if now is not None:
-                self._handler = now
+            self._rest = now
         worker.admission.enter()
         protocol._running = self
         self._task = task = start_eagerly(self._serve(), eager=worker.eager)
@@ -433,7 +435,7 @@ class HttpExchange:
     async def _serve(self) -> None:
         protocol = self._protocol
         try:
-            await protocol.worker.serve(self._handler, self)
+            await protocol.worker.serve(self._handler, self, self._rest)
         except asyncio.CancelledError:
             if not self.disconnected:
                 protocol.cut(reset=self._http10)

@@ -193,8 +193,8 @@ class Worker:
         """Whether an object may be served outside of a task until it has to wait; a user's coroutine may not."""
         return not self.executor.is_async
 
-    async def serve(self, handler: Handler, exchange: Exchange) -> None:
-        """The way of one object: from its request to its answer.
+    async def serve(self, handler: Handler, exchange: Exchange, rest: Handler | None = None) -> None:
+        """The way of one object: from its request to its answer. `rest`: what is left for `handler` to do, if not all.
 
         Raises:
             Exception: the answer broke off after its first byte; the transport is to cut the connection.
@@ -205,7 +205,7 @@ class Worker:
         failed = False
         try:
             try:
-                answer = await handler(exchange, lease)
+                answer = await (rest or handler)(exchange, lease)
             except ClientDisconnectedError:
                 raise
             except Exception as error:
@@ -232,8 +232,6 @@ class Worker:
     def _count(self, handler: Handler, exchange: Exchange, outcome: Outcome) -> None:
         """A request is finished. What is no object's does not count."""
         way = self._ways.get(handler)
-        if way is None and exchange.method == "PUT":  # begun by `serve_now`
-            way = self.counts.push
         if way is not None:
             (self.counts.fqn if _FQN in exchange.query else way).answered(outcome)
 
@@ -573,7 +571,7 @@ def _way_and_name(exchange: Exchange) -> tuple[str, str]:
     path, query = exchange.path, exchange.query
     if path == DOWNLOAD:
         return "download", decode_query(query).get("object_to", "")
-    way = "fqn" if f"{ETL_FQN}=" in query else {"PUT": "push", "GET": "pull", "HEAD": "pull"}.get(exchange.method)
+    way = "fqn" if _FQN in query else {"PUT": "push", "GET": "pull", "HEAD": "pull"}.get(exchange.method)
     return way or exchange.method.lower(), decode_path(path)
 
 

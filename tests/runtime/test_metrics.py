@@ -234,7 +234,9 @@ async def test_failures_are_counted_with_their_status(serve: Serve, drive: Drive
         await socket.send("a", CONTENT, etl_args="no")
         assert (await socket.receive()).code == 1011
     async with RawClient(live.port) as client:
-        for method, path in (("DELETE", "/src/a"), ("POST", "/health"), ("GET", "/health")):
+        for method, path in (
+            ("DELETE", "/src/a"), ("POST", "/health"), ("PUT", "/health"), ("PUT", "/download"), ("GET", "/health"),
+        ):  # fmt: skip
             await client.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             await client.answer()
         await client.send("POST /download HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
