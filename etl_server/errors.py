@@ -34,6 +34,7 @@ ETLError                        500
 from __future__ import annotations
 
 import json
+import signal
 
 INTERNAL = "Internal server error"
 RETRY_REASON_HEADER = "ais-etl-retry-reason"
@@ -270,6 +271,14 @@ class InstallError(ETLError):
 def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())
+
+
+def signal_name(number: int) -> str:
+    """A signal's name, as `SIGKILL`; of one that has none, `signal` and its number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def error_body(detail: str) -> bytes:

@@ -5,11 +5,10 @@ No plan knows such a name. If the run is killed before the ledger does, this is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..storage.uploads import note
+from ..storage.uploads import note, notes
 
 _OUTPUT = "output"
 
@@ -21,15 +20,4 @@ def claim(journal: Path, name: str) -> None:
 
 def claimed(journal: Path) -> Iterator[str]:
     """All names that were claimed."""
-    try:
-        file = journal.open(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            try:
-                noted = json.loads(line)
-            except ValueError:  # the disk was full; nothing was stored then
-                continue
-            if isinstance(noted, dict):
-                yield noted[_OUTPUT]
+    return (noted[_OUTPUT] for noted in notes(journal) if isinstance(noted, dict))

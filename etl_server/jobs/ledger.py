@@ -337,11 +337,6 @@ class Ledger:
                 ],
             )
 
-    def source_of(self, task_id: int) -> str:
-        """The name of a task's object."""
-        name: str = self._db.execute("SELECT source FROM plan WHERE id = ?", (task_id,)).fetchone()[0]
-        return name
-
     def rows(self) -> Iterator[Row]:
         """What has become of every selected object, sorted by name."""
         query = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
@@ -87,7 +86,7 @@ def check_apart(source: ObjectStore, sink: ObjectStore, ledger: Ledger, selectio
 def _base(store: ObjectStore) -> str:
     """What all names of a store begin with, however the store is spelled."""
     if isinstance(store, LocalObjectStore):
-        return os.path.realpath(store.root).rstrip("/") + "/"
+        return str(store.root).rstrip("/") + "/"
     return unquote(store.get_uri("x"), errors="surrogateescape").removesuffix("x")
 
 

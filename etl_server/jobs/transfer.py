@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import tempfile
@@ -267,8 +268,7 @@ def is_store_failure(error: BaseException) -> bool:
     return isinstance(error, ObjectStoreTransientError) or (isinstance(error, OSError) and error.errno in _STORE_ERRORS)
 
 
-_STORE_ERRORS = {28, 30, 122, 5}
-"""ENOSPC, EROFS, EDQUOT, EIO."""
+_STORE_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
 
 class Budget:

@@ -53,9 +53,8 @@ class ASGIExchange:
 
     async def pump(self) -> None:
         """Feed the body as it comes; returns when the client has gone away."""
-        names = {name for name, _ in self.headers}
         left = self.content_length
-        if left is None and b"upgrade" in names and b"transfer-encoding" in names:
+        if left is None and {b"upgrade", b"transfer-encoding"} <= {name for name, _ in self.headers}:
             left = -1  # an ASGI server may take its body for another protocol's, and tell of none
         while True:
             await self._flowing.wait()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..config import Settings
-from ..errors import one_line
+from ..errors import one_line, signal_name
 from .lifecycle import UNFINISHED, stop_signals
 from .listen import url_of
 
@@ -224,10 +223,7 @@ def _exit(code: int) -> str:
     """How a process ended."""
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
+    return f"was ended by {signal_name(-code)}"
 
 
 class Channel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -26,15 +27,7 @@ class UploadJournal:
     def open_uploads(self) -> list[tuple[str, str]]:
         """Keys and upload ids of those that have not ended."""
         uploads: dict[str, str] = {}
-        try:
-            lines = self._path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        for line in lines:
-            try:
-                noted = json.loads(line)
-            except ValueError:  # the disk was full; the upload did not go on
-                continue
+        for noted in notes(self._path):
             if not isinstance(noted, list):
                 continue
             upload, *key = noted
@@ -63,3 +56,17 @@ def note(journal: Path, value: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(journal))
     finally:
         os.close(descriptor)
+
+
+def notes(journal: Path) -> Iterator[object]:
+    """All that `note` has appended; nothing where there is no such file."""
+    try:
+        file = journal.open(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:  # the disk was full; whoever wanted to note it did not go on
+                continue

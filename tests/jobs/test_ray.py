@@ -20,7 +20,7 @@ from etl_server.jobs.engines.ray import check_address
 from etl_server.storage.object_paths import INCOMING
 
 from ..storage.conftest import bucket, s3, s3_server
-from ..storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer, s3_client
+from ..storage.s3_servers import SECRET_KEY, RcloneServer, s3_client, set_credentials
 from .conftest import UPPER, Bench
 
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
@@ -233,9 +233,7 @@ def test_the_workers_of_a_command_that_is_killed_end(bench: Bench, nodes: Nodes,
 def test_credentials_and_notes_of_uploads_travel(
     bench: Bench, ray: list[str], s3_server: RcloneServer, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    set_credentials(monkeypatch)
     bench.spec.write_text(
         "import os\nfrom etl_server import ETLServer\n\nclass Parts(ETLServer):\n"
         "    def transform_stream(self, reader, path, etl_args):\n"

@@ -11,7 +11,7 @@ import pytest
 from etl_server.storage import open_store
 
 from ..storage.conftest import bucket, s3, s3_server
-from ..storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
+from ..storage.s3_servers import RcloneServer, set_credentials
 from .conftest import Bench
 
 __all__ = ["bucket", "s3", "s3_server"]
@@ -21,9 +21,7 @@ OBJECTS = {"a.txt": b"one", "sub dir/b #1?.txt": b"two", "ünï.txt": b"", "larg
 
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    set_credentials(monkeypatch)
 
 
 def transform(spec: Path, source: str, sink: str, ledger: Path) -> subprocess.CompletedProcess[str]:

@@ -42,7 +42,7 @@ from tests.runtime.transforms import (
 )
 from tests.storage.ais_cluster import AISCluster
 from tests.storage.s3_proxy import Fault, Hold, S3Proxy, internal_error, reset, slow, throttle, truncate
-from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
+from tests.storage.s3_servers import RcloneServer, set_credentials
 
 LARGE = random.Random(4).randbytes(3 * MIB + 17)
 
@@ -50,9 +50,7 @@ LARGE = random.Random(4).randbytes(3 * MIB + 17)
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server of these tests finds in its environment."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    set_credentials(monkeypatch)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
 ACCESS_KEY = "the-access-key"
 SECRET_KEY = "the-secret-key"
 REGION = "us-east-1"
+
+
+def set_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put into the environment what these servers want of a client."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
 
 
 class RcloneServer(Process):

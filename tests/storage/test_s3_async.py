@@ -17,7 +17,7 @@ from etl_server.storage.s3_async import AsyncS3Object, AsyncS3Reader
 from tests.helpers import eventually
 
 from .s3_proxy import Exchange, Fault, Hold, S3Proxy, internal_error, redirect, reset, slow, throttle, truncate
-from .s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer, aio_session
+from .s3_servers import RcloneServer, aio_session, set_credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -29,9 +29,7 @@ QUICK = RetryPolicy(tries=3, first_wait=0.01)
 
 @pytest.fixture(autouse=True)
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    set_credentials(monkeypatch)
 
 
 @pytest.fixture

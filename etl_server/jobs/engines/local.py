@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 
 from ...config import Settings
-from ...errors import JobError
+from ...errors import JobError, signal_name
 from ..board import Board
 from ..ledger import Outcome, Task
 from ..worker import Outcomes, Ready, Refused, Stop, WorkerConfig
@@ -279,6 +279,4 @@ class _Worker:
         self.board.close()
         if code >= 0:
             return f"ended with exit code {code}", begun
-        with contextlib.suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}", begun
-        return f"was killed by signal {-code}", begun
+        return f"was killed by {signal_name(-code)}", begun
