@@ -16,8 +16,8 @@ processes that share the socket and are ready.
 5. `teardown()`, and the exit code is 0. If the time is over before that, what is not finished is cut, so that its
    client sees the failure, and the exit code is 1. It is 1 too if `teardown()` raised.
 
-A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before it is ready, there is nothing
-to finish, and it ends at once too.
+A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before `setup()` is done, there is
+nothing to finish, and it ends at once too.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
         self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.started:
+        if not self._worker.started:
             leave()  # what setup() is doing may take for ever
         self._interrupts += sig == signal.SIGINT
         if self._interrupts > 1:

@@ -79,6 +79,25 @@ class Frozen(ETLServer):
 """
 
 
+BIG = """
+from pathlib import Path
+from etl_server import ETLServer
+
+HERE = Path(__file__).parent
+
+class Big(ETLServer):
+    def setup(self):
+        self.made = [[] for _ in range(5_000_000)]  # so that it takes a while until the server listens
+        (HERE / "setup").touch()
+
+    def teardown(self):
+        (HERE / "teardown").touch()
+
+    def transform(self, data, path, etl_args):
+        return data
+"""
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     """A file with a class. With arguments, its transform waits for whoever opens the FIFO that they name."""
@@ -143,6 +162,15 @@ async def test_a_server_takes_no_connection_before_its_setup_is_done(spec: Path,
             await client.get("/health")
             answer = await client.answer()
             assert (answer.status, answer.body) == (200, b"Running")
+
+
+async def test_a_server_that_is_told_to_stop_between_setup_and_listening_tears_down(tmp_path: Path) -> None:
+    (tmp_path / "big.py").write_text(BIG)
+    with ServerProcess.serve(str(tmp_path / "big.py")) as server:
+        await eventually((tmp_path / "setup").exists)
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait) == 0
+    assert (tmp_path / "teardown").exists()
 
 
 async def test_a_server_that_is_told_to_stop_before_it_is_ready_ends_at_once(spec: Path) -> None:
