@@ -9,7 +9,7 @@ from ..wire.pipeline import compose_etl_direct_put_url, has_path
 from .clients import ERROR_BODY_LIMIT, upstream_error
 from .exchange import DIRECT_PUT_LENGTH_HEADER, NO_CONTENT, OK, PIPELINE_HEADER, Answer
 from .flow import Batch, BatchStream
-from .outbound import Outbound, Response
+from .outbound import Outbound, PendingRequest, Response, Taker
 from .threads import WorkerThreads
 
 QUICK = 64 * 1024
@@ -41,16 +41,21 @@ class Deliverer:
             if self._checksum is not None and isinstance(content, bytes):
                 headers += await self._checksum_headers(self._checksum, content)
             response = await self._outbound.request("PUT", url, headers, content)
-            try:
-                answer = await self._answer(response, content)
-            except BaseException:
-                response.close()
-                raise
+            answer = await self.answer(response, content)
             relayed = isinstance(answer.body, _Relay)
             return answer
         finally:
             if not relayed and not isinstance(content, bytes):
                 await content.aclose()
+
+    def put_now(
+        self, stage: str, rest: str, name: str, etl_args: str, content: bytes, taker: Taker
+    ) -> PendingRequest | None:
+        """The same without a coroutine, if a connection is at hand, up to the stage's answer; see `request_now`."""
+        if self._checksum is not None:
+            return None
+        url = compose_etl_direct_put_url(stage, self._host_target, name, etl_args)
+        return self._outbound.request_now("PUT", url, self._headers(stage, rest), content, taker)
 
     def _headers(self, stage: str, rest: str) -> list[tuple[str, str]]:
         headers: list[tuple[str, str]] = []
@@ -67,25 +72,30 @@ class Deliverer:
             value = await self._threads.run(checksum_of, kind, content)
         return [(CHECKSUM_TYPE_HEADER, kind), (CHECKSUM_VALUE_HEADER, value)]
 
-    async def _answer(self, response: Response, content: bytes | BatchStream) -> Answer:
-        if response.status == NO_CONTENT:
-            length = response.headers.get(DIRECT_PUT_LENGTH_HEADER)
-            response.close()
-            return _delivered(length)
-        if response.status >= 300:
-            raise upstream_error(
-                response.status,
-                await response.read_start(ERROR_BODY_LIMIT),
-                response.headers.get("content-type", ""),
-                response.headers.get(RETRY_REASON_HEADER, ""),
-            )
-        if response.length == 0:
-            sent = response.sent
-            if sent is None:
+    async def answer(self, response: Response, content: bytes | BatchStream) -> Answer:
+        """What to say of what the stage said of the `content`.
+
+        Raises:
+            UpstreamUnreachableError: the connection was lost.
+            UpstreamStatusError: the stage answered with an error.
+        """
+        try:
+            answer = acknowledged(response)
+            if answer is not None:
+                return answer
+            if response.status >= 300:
+                raise upstream_error(
+                    response.status,
+                    await response.read_start(ERROR_BODY_LIMIT),
+                    response.headers.get("content-type", ""),
+                    response.headers.get(RETRY_REASON_HEADER, ""),
+                )
+            if response.length == 0:
                 raise UpstreamUnreachableError("the next stage acknowledged an object before it was sent to its end")
+            first = await response.receive()
+        except BaseException:
             response.close()
-            return _delivered(str(sent))
-        first = await response.receive()
+            raise
         content_type = response.headers.get("content-type", "")
         if not first:
             response.close()
@@ -93,9 +103,16 @@ class Deliverer:
         return Answer(OK, _Relay(response, first, content), content_type, length=response.length)
 
 
-def _delivered(length: str | None) -> Answer:
-    headers = () if length is None else ((DIRECT_PUT_LENGTH_HEADER, length),)
-    return Answer(NO_CONTENT, headers=headers)
+def acknowledged(response: Response) -> Answer | None:
+    """What to say of an object that the stage has taken and says nothing more about, which closes the response."""
+    if response.status == NO_CONTENT:
+        length = response.headers.get(DIRECT_PUT_LENGTH_HEADER)
+    elif response.status < 300 and response.length == 0 and response.sent is not None:
+        length = str(response.sent)
+    else:
+        return None
+    response.close()
+    return Answer(NO_CONTENT, headers=() if length is None else ((DIRECT_PUT_LENGTH_HEADER, length),))
 
 
 class _Relay(BatchStream):

@@ -45,6 +45,9 @@ class Executor:
         self._paces: dict[str, Pace] = {}
         self._slots = asyncio.Semaphore(server.max_concurrency) if server.max_concurrency else None
         self._execution = server.execution
+        self._streams = server.streams
+        max_body = server.settings.max_body
+        self._max_body = float("inf") if max_body is None else max_body
         # A plain function around an async one shows itself by what `transform` returns. A stream's reader has to be
         # chosen before it is called, so there one looks inside.
         self.is_async = _is_async(inspect.unwrap(server.transform_stream) if server.streams else server.transform)
@@ -87,10 +90,9 @@ class Executor:
 
     def is_quick(self, size: int) -> bool:
         """Whether the transform of an object of `size` bytes, without arguments, may run here and now."""
-        if self.is_async or self._slots is not None or self.server.streams:
+        if self.is_async or self._slots is not None or self._streams or size > self._max_body:
             return False
-        limit = self.server.settings.max_body
-        return self._runs_inline(size, "") and (limit is None or size <= limit)
+        return self._runs_inline(size, "")
 
     async def finish(self, result: Any, way: Way) -> bytes:
         """The object, of what `call` returned.
@@ -188,7 +190,8 @@ class Executor:
         """`size`: bytes of the input; None for a path, which stands for a file that is still to be read."""
         if self._execution == "auto":
             # What runs on the loop cannot be timed out.
-            return self.timeout is None and size is not None and self.pace(etl_args).is_fast(size)
+            pace = self._paces.get(etl_args)
+            return pace is not None and size is not None and self.timeout is None and pace.is_fast(size)
         return self._execution == "inline"
 
     def call(self, data: bytes | str, path: str, etl_args: str, times: Tally) -> Any:
@@ -206,7 +209,8 @@ class Executor:
             raise tamed from error
         finally:
             elapsed = perf_counter_ns() - started
-            self.pace(etl_args).record(len(data), elapsed * 1e-9)
+            pace = self._paces.get(etl_args) or self.pace(etl_args)
+            pace.record(len(data), elapsed * 1e-9)
             if type(result) is bytes or not inspect.isawaitable(result):
                 times.add(elapsed)
 

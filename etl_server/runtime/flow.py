@@ -118,7 +118,8 @@ class Inflow:
         self._chunks.append(data)
         if self.size > HIGH_WATER:
             self._pause_sender()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def filled(self, count: int) -> bool:
         """`count` bytes have come into `room`; whether that was the last of them, and the body has ended."""
@@ -137,7 +138,8 @@ class Inflow:
         if self._sink is not None:
             self._sink.finish()
             self._sink = None
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def fail(self, error: BaseException) -> None:
         """The rest will not come. What did come can still be taken; then `error` is raised."""

@@ -20,12 +20,13 @@ from ..errors import BadRequestError, ClientDisconnectedError
 from .eager import Work, start_eagerly
 from .exchange import WEBSOCKET, Answer
 from .flow import SMALL, BatchStream, Inflow, ReadBuffer
+from .hop import Hop
 from .worker import already
 from .ws import upgrade
 
 if TYPE_CHECKING:
     from .app import ETLApp
-    from .worker import Handler
+    from .worker import Handler, Now
 
 LONGEST_HEAD = 128 * 1024
 """Bytes of a request's head; a longer one is refused with 431."""
@@ -42,9 +43,11 @@ class ObjectProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._etl = cast("ETLApp", self.config.app)
         self.worker = self._etl.worker
-        put = self._etl.object_handlers["PUT"]
+        put, get = self._etl.object_handlers["PUT"], self._etl.object_handlers["GET"]
         self.push = put if put == self.worker.push else None
-        """What answers a PUT, where that may be done at once."""
+        """What answers a PUT, where that may be begun at once."""
+        self.pull = get if get == self.worker.pull else None
+        """What answers a GET, where that may be begun at once."""
         self._current: HttpExchange | None = None
         """The exchange that the parser feeds, if the request is for an object."""
         self._unstarted: HttpExchange | None = None
@@ -182,7 +185,8 @@ class ObjectProtocol(HttpToolsProtocol):
             return
         exchange.body.finish()
         if self._unstarted is not None:
-            self._start_unstarted()
+            self._unstarted = None
+            exchange.start()
 
     # Exchanges
 
@@ -245,7 +249,9 @@ class ObjectProtocol(HttpToolsProtocol):
             return
         self._since = self.loop.time()
         # A request behind this one may have been paused for itself.
-        if self._current is None or self._current is exchange or not self._current.body.paused:
+        if self.flow.read_paused and (
+            self._current is None or self._current is exchange or not self._current.body.paused
+        ):
             self.flow.resume_reading()
         if self.pipeline:
             # Not from here: a thousand pipelined requests would nest a thousand deep.
@@ -353,7 +359,6 @@ class HttpExchange:
         "_handler",
         "_http10",
         "_protocol",
-        "_rest",
         "_task",
         "body",
         "content_length",
@@ -373,8 +378,7 @@ class HttpExchange:
     def __init__(self, protocol: ObjectProtocol, handler: Handler, method: str, path: str, query: str) -> None:
         self._protocol = protocol
         self._handler = handler
-        self._rest: Handler | None = None
-        self._task: Work | None = None
+        self._task: Work | Hop | None = None
         self.method = method
         self.path = path
         self.query = query
@@ -407,19 +411,37 @@ class HttpExchange:
         protocol = self._protocol
         worker = protocol.worker
         self.started = protocol._since
+        now: Now = None
         if self._handler is protocol.push:
-            now = worker.serve_now(self)
-            if isinstance(now, Answer):
-                if self.send_whole(now):
-                    worker.counts.push.answered(now.status)
-                    return
-                now = already(now)
-            self._rest = now
+            now = worker.push_now(self)
+            if isinstance(now, Answer) and self.send_whole(now):
+                worker.counts.push.answered(now.status)
+                return
+        elif self._handler is protocol.pull:
+            now = worker.pull_now(self)
         worker.admission.enter()
         protocol._running = self
-        self._task = task = start_eagerly(self._serve(), eager=worker.eager)
+        if isinstance(now, Hop):
+            self._task = now
+            protocol.tasks.add(now)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked
+        else:
+            self._run(already(now) if isinstance(now, Answer) else now)
+
+    def go_on(self, hop: Hop, now: Answer | Handler) -> None:
+        protocol = self._protocol
+        self._task = None
+        protocol.tasks.discard(hop)
+        if isinstance(now, Answer) and self.send_whole(now):
+            hop.way.answered(now.status)
+            protocol.worker.admission.leave()
+        else:
+            self._run(already(now) if isinstance(now, Answer) else now)
+
+    def _run(self, rest: Handler | None) -> None:
+        protocol = self._protocol
+        self._task = task = start_eagerly(self._serve(rest), eager=protocol.worker.eager)
         if task is not None:
-            protocol.tasks.add(task)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked
+            protocol.tasks.add(task)  # type: ignore[arg-type]
             task.add_done_callback(protocol.tasks.discard)
 
     def disconnect(self, why: str) -> None:
@@ -432,10 +454,10 @@ class HttpExchange:
         if self._task is not None:
             self._task.cancel()
 
-    async def _serve(self) -> None:
+    async def _serve(self, rest: Handler | None) -> None:
         protocol = self._protocol
         try:
-            await protocol.worker.serve(self._handler, self, self._rest)
+            await protocol.worker.serve(self._handler, self, rest)
         except asyncio.CancelledError:
             if not self.disconnected:
                 protocol.cut(reset=self._http10)
@@ -486,7 +508,8 @@ class HttpExchange:
         """An answer's head, and whether chunks follow."""
         status, body, content_type, headers, length = answer
         protocol = self._protocol
-        unsized = answer.chunked
+        size = len(body) if isinstance(body, bytes) else length or 0
+        unsized = not size and answer.chunked
         chunked = unsized and status != 204
         if protocol.worker.admission.draining.is_set() or (self._continue and not self.body.ended):
             self.keep_alive = False
@@ -501,7 +524,7 @@ class HttpExchange:
             return head + b"transfer-encoding: chunked\r\n\r\n", True
         if status == 204 or unsized:
             return head + b"\r\n", False
-        return b"%scontent-length: %d\r\n\r\n" % (head, len(body) if isinstance(body, bytes) else length or 0), False
+        return b"%scontent-length: %d\r\n\r\n" % (head, size), False
 
     async def _send_stream(self, head: bytes, body: BatchStream, chunked: bool, length: int | None) -> None:
         protocol = self._protocol

@@ -9,34 +9,50 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from functools import lru_cache
-from typing import NamedTuple, cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from ..config import Settings
-from ..errors import UpstreamRefusedError, UpstreamUnreachableError
+from ..errors import RETRY_REASON_HEADER, UpstreamRefusedError, UpstreamUnreachableError
 from .admission import Lane
 from .clients import CONNECT_TIMEOUT, ssl_context
 from .eager import Soon
+from .exchange import DIRECT_PUT_LENGTH_HEADER
 from .flow import SMALL, Batch, Inflow, ReadBuffer
 
 Headers = Sequence[tuple[str, str]]
+Taker = Callable[["Response | BaseException"], None]
+"""What is told how a request went: its response, once head and what came with it are here, or why none comes."""
 
+_LENGTHS = frozenset(
+    map(len, ("content-length", "content-type", "transfer-encoding", DIRECT_PUT_LENGTH_HEADER, RETRY_REASON_HEADER))
+)
+"""Of the names of the headers that are looked at: what is of another length need not be kept."""
 FRESH = 1.0
 """Seconds for which an idle connection is trusted with a body that cannot be sent again."""
 
 
-class Origin(NamedTuple):
-    """Where a connection leads."""
+MOST_ORIGINS = 256
+"""Places that are remembered though no connection leads there."""
 
-    scheme: str
-    netloc: str
-    host: str
-    port: int
+
+class Origin:
+    """A place that connections lead to, with those that are idle."""
+
+    __slots__ = ("host", "idle", "netloc", "port", "scheme")
+
+    def __init__(self, scheme: str, netloc: str) -> None:
+        parts = urlsplit(f"{scheme}://{netloc}")
+        self.scheme = scheme
+        self.netloc = netloc.rpartition("@")[2]
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if scheme == "https" else 80)
+        self.idle: list[_Connection] = []
+        """The one that was used last comes last."""
 
 
 class Outbound:
@@ -48,8 +64,10 @@ class Outbound:
         # Objects come in by GET and go out by PUT. What is on its way out never waits for what wants to come in,
         # which in its turn may wait for the memory that it takes.
         self._places = {method: Lane(settings.max_connections) for method in ("GET", "PUT")}
-        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._origins: dict[str, Origin] = {}
+        """By scheme and network location."""
         self._idle_count = 0
+        self._expiry = settings.keepalive_expiry
         self._open: set[_Connection] = set()
         self.read_buffer = ReadBuffer()
         self._tls: ssl.SSLContext | None = None
@@ -68,7 +86,7 @@ class Outbound:
             UpstreamRefusedError: the connection was refused.
             UpstreamUnreachableError: there is no connection, it was lost, or stalled for `ETL_IO_TIMEOUT`.
         """
-        origin, target = _parse(url)
+        origin, target = self._locate(url)
         replayable = isinstance(body, bytes)
         place = self._places[method]
         if not place.take_now(1):
@@ -79,14 +97,29 @@ class Outbound:
                 try:
                     return await connection.exchange(method, target, headers, body)
                 except UpstreamUnreachableError:
-                    # The other side closed a kept-alive connection just when it was used again.
-                    if not replayable or connection.answered or connection.timed_out:
+                    if not replayable or not connection.went_stale:
                         raise
             connection = await self._connect(origin)
             return await connection.exchange(method, target, headers, body)
         except BaseException:
             place.give_back(1)
             raise
+
+    def request_now(self, method: str, url: str, headers: Headers, body: bytes, taker: Taker) -> PendingRequest | None:
+        """The same without a coroutine, if a connection is at hand; else None, and nothing has been done.
+
+        `taker` is told how it went, once. It may not act on an error before it has returned.
+        """
+        origin, target = self._locate(url)
+        place = self._places[method]
+        if not place.take_now(1):
+            return None
+        connection = self._take_idle(origin, fresh=False)
+        if connection is None or connection.closed:
+            place.give_back(1)
+            return None
+        connection.send(method, target, headers, body, taker)
+        return connection
 
     def close(self) -> None:
         """Cut all connections."""
@@ -131,14 +164,33 @@ class Outbound:
 
     def _take_idle(self, origin: Origin, *, fresh: bool) -> _Connection | None:
         """The connection that was used last, unless that is too long ago."""
-        idle = self._idle.get(origin)
+        idle = origin.idle
         if not idle:
             return None
-        expiry = min(FRESH, self._settings.keepalive_expiry) if fresh else self._settings.keepalive_expiry
+        expiry = min(FRESH, self._expiry) if fresh else self._expiry
         if self._loop.time() - idle[-1].idle_since > expiry:
             return None
         self._idle_count -= 1
         return idle.pop()
+
+    def _locate(self, url: str) -> tuple[Origin, str]:
+        """Where a URL leads, and what to ask for there."""
+        end = url.find("/", len("https://"))
+        if end > 0 and (origin := self._origins.get(url[:end])) is not None:
+            return origin, url[end:]
+        scheme, _, rest = url.partition("://")
+        netloc, slash, target = rest.partition("/")
+        if not slash and "?" in netloc:
+            netloc, _, query = netloc.partition("?")
+            target = f"?{query}"
+        place = f"{scheme.lower()}://{netloc}"
+        origin = self._origins.get(place)
+        if origin is None:
+            if len(self._origins) >= MOST_ORIGINS:
+                used = {connection.origin for connection in self._open}
+                self._origins = {place: origin for place, origin in self._origins.items() if origin in used}
+            origin = self._origins[place] = Origin(scheme.lower(), netloc)
+        return origin, f"/{target}"
 
     def give_back(self, connection: _Connection, keep: bool) -> None:
         """An exchange is over: keep its connection for the next one, or cut it."""
@@ -147,49 +199,53 @@ class Outbound:
             connection.abort()
             return
         connection.idle_since = self._loop.time()
-        self._idle.setdefault(connection.origin, deque()).append(connection)
+        connection.origin.idle.append(connection)
         self._idle_count += 1
         if self._sweep is None:
-            self._sweep = self._loop.call_later(self._settings.keepalive_expiry + 1, self._close_expired)
+            self._sweep = self._loop.call_later(self._expiry + 1, self._close_expired)
 
     def forget(self, connection: _Connection) -> None:
         """A connection is closed."""
         self._open.discard(connection)
-        idle = self._idle.get(connection.origin)
-        if idle is not None and connection in idle:
+        idle = connection.origin.idle
+        if connection in idle:
             idle.remove(connection)
             self._idle_count -= 1
 
     def _close_expired(self) -> None:
         self._sweep = None
-        oldest = self._loop.time() - self._settings.keepalive_expiry
-        for origin, idle in tuple(self._idle.items()):
-            while idle and idle[0].idle_since <= oldest:
-                idle[0].abort()
-            if not idle:
-                del self._idle[origin]
-        if self._idle:
-            self._sweep = self._loop.call_later(self._settings.keepalive_expiry + 1, self._close_expired)
+        oldest = self._loop.time() - self._expiry
+        for origin in {connection.origin for connection in self._open}:
+            while origin.idle and origin.idle[0].idle_since <= oldest:
+                origin.idle[0].abort()
+        if self._idle_count:
+            self._sweep = self._loop.call_later(self._expiry + 1, self._close_expired)
+
+
+class PendingRequest(Protocol):
+    """A request that was sent."""
+
+    @property
+    def went_stale(self) -> bool:
+        """Whether it failed because the other side had closed a kept-alive connection: on a new one it may succeed."""
+
+    def give_up(self) -> None:
+        """Nobody waits for its response any more, or it has failed: free its place, and cut its connection."""
 
 
 class Response:
     """An answer whose head has come. Take its `body`, or leave it, by `close`."""
 
-    __slots__ = ("_connection", "body", "chunked", "headers", "status")
+    __slots__ = ("_connection", "body", "headers", "length", "status")
 
     def __init__(self, connection: _Connection, body: Inflow) -> None:
         self._connection = connection
         self.body = body
         self.status = 0
         self.headers: dict[str, str] = {}
-        """By lower-case name."""
-        self.chunked = False
-
-    @property
-    def length(self) -> int | None:
+        """By lower-case name; those that the data path looks at."""
+        self.length: int | None = None
         """The body's size in bytes, where the head says it."""
-        length = self.headers.get("content-length")
-        return None if length is None or self.chunked else int(length)
 
     @property
     def sent(self) -> int | None:
@@ -235,7 +291,10 @@ class _Connection(asyncio.BufferedProtocol):
         self._parser = httptools.HttpResponseParser(self)
         self._buffer = outbound.read_buffer
         self._response: Response | None = None
-        self._head: asyncio.Future[Response] | None = None
+        self._taker: Taker | None = None
+        """Who waits for the head of the current answer, and what comes with it."""
+        self._headed = False
+        """Whether that head has come."""
         self._sender: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._active_at = 0.0
@@ -244,18 +303,33 @@ class _Connection(asyncio.BufferedProtocol):
         self._keep = False
         self._writable: asyncio.Future[None] | None = None
 
+    @property
+    def went_stale(self) -> bool:
+        return not self.answered and not self.timed_out
+
     async def exchange(
         self, method: str, target: str, headers: Headers, body: bytes | AsyncIterator[Batch]
     ) -> Response:
         """Send a request; the response once its head is here. What fails before that closes the connection."""
         if self.closed:
             raise self._lost("the connection was lost")
-        self.method = method
-        self.body = Inflow(self._transport.pause_reading, self._transport.resume_reading)
-        self._response = response = Response(self, self.body)
         head: Soon[Response] = Soon(loop=self._loop)
-        self._head = head
-        self.answered = self._keep = False
+        try:
+            self.send(method, target, headers, body, partial(_settle, head))
+            return await head
+        except BaseException:
+            self._cut()
+            raise
+
+    def send(
+        self, method: str, target: str, headers: Headers, body: bytes | AsyncIterator[Batch], taker: Taker
+    ) -> None:
+        """Send a request; `taker` is told how it went."""
+        self.method = method
+        self.body = body_in = Inflow(self._transport.pause_reading, self._transport.resume_reading)
+        self._response = Response(self, body_in)
+        self._taker = taker
+        self.answered = self._keep = self._headed = False
         self.sent = self._whole = None
         self._active_at = self._loop.time()
         if self._timer is None:
@@ -266,22 +340,15 @@ class _Connection(asyncio.BufferedProtocol):
         if not isinstance(body, bytes):
             self._transport.write(f"{lines}transfer-encoding: chunked\r\n\r\n".encode("latin-1"))
             self._sender = self._loop.create_task(self._send_body(body))
+            return
+        if body or method == "PUT":
+            lines += f"content-length: {len(body)}\r\n"
+        start = f"{lines}\r\n".encode("latin-1")
+        self._whole = len(body)
+        if len(body) <= SMALL:
+            self._transport.write(start + body)
         else:
-            if body or method == "PUT":
-                lines += f"content-length: {len(body)}\r\n"
-            start = f"{lines}\r\n".encode("latin-1")
-            if len(body) <= SMALL:
-                self._transport.write(start + body)
-            else:
-                self._transport.writelines([start, body])
-            self._whole = len(body)
-        try:
-            await head
-        except BaseException:
-            self._end_exchange()
-            self.abort()
-            raise
-        return response
+            self._transport.writelines([start, body])
 
     def release(self, response: Response) -> None:
         """The end of an exchange whose head has come."""
@@ -290,12 +357,21 @@ class _Connection(asyncio.BufferedProtocol):
             self._end_exchange()
             self._outbound.give_back(self, over and not self.closed)
 
+    def give_up(self) -> None:
+        self._cut()
+        self._outbound.give_back(self, False)
+
     def abort(self) -> None:
         """Cut the connection, whatever is going on."""
         if not self.closed:
             self.closed = True
             self._transport.abort()
         self._outbound.forget(self)
+
+    def _cut(self) -> None:
+        self._taker = None
+        self._end_exchange()
+        self.abort()
 
     def _end_exchange(self) -> None:
         self._response = None
@@ -348,8 +424,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _fail(self, error: BaseException) -> None:
         """The exchange cannot be finished: whoever waits for it learns why, and the connection is cut."""
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(error)
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            taker(error)
         elif self._response is not None:
             self.body.fail(error)
         self.abort()
@@ -383,10 +460,14 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             self._parser.feed_data(self._buffer.whole[:count])
         except httptools.HttpParserError:
-            if self.body.ended:
-                self.abort()
+            if not self.body.ended:
+                self._fail(self._lost("its answer is not valid HTTP"))
                 return
-            self._fail(self._lost("its answer is not valid HTTP"))
+            self.abort()
+        if self._headed:
+            taker, self._taker = self._taker, None
+            if taker is not None:
+                taker(self._response)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -414,12 +495,12 @@ class _Connection(asyncio.BufferedProtocol):
             self._keep = False  # something came behind the answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._response is not None and not self.body.ended:
+        if len(name) in _LENGTHS and self._response is not None and not self.body.ended:
             self._response.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         response = self._response
-        if response is None or self._head is None or self._head.done():
+        if response is None or self._headed:
             return
         status = self._parser.get_status_code()
         self._interim = status < 200
@@ -429,12 +510,15 @@ class _Connection(asyncio.BufferedProtocol):
         response.status = status
         if not self._transport.get_write_buffer_size():
             self.sent = self._whole if self.sent is None else self.sent
-        response.chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
-        if not response.chunked and response.length is None and status not in (204, 304):
+        length = response.headers.get("content-length")
+        chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
+        if length is not None and not chunked:
+            response.length = int(length)
+        elif not chunked and status not in (204, 304):
             # Without a length, a lost connection cannot be told from the end of the body.
             self._fail(self._lost("its answer has neither a length nor chunks"))
             return
-        self._head.set_result(response)
+        self._headed = True
 
     def on_body(self, data: bytes) -> None:
         if self._response is not None and not self.body.ended:
@@ -447,20 +531,13 @@ class _Connection(asyncio.BufferedProtocol):
         self.body.finish()
 
 
-@lru_cache(maxsize=256)
-def _origin(scheme: str, netloc: str) -> Origin:
-    parts = urlsplit(f"{scheme}://{netloc}")
-    port = parts.port or (443 if scheme == "https" else 80)
-    return Origin(scheme, netloc.rpartition("@")[2], parts.hostname or "", port)
-
-
-def _parse(url: str) -> tuple[Origin, str]:
-    scheme, _, rest = url.partition("://")
-    netloc, slash, target = rest.partition("/")
-    if not slash and "?" in netloc:
-        netloc, _, query = netloc.partition("?")
-        target = f"?{query}"
-    return _origin(scheme.lower(), netloc), f"/{target}"
+def _settle(head: asyncio.Future[Response], outcome: Response | BaseException) -> None:
+    if head.done():
+        return
+    if isinstance(outcome, BaseException):
+        head.set_exception(outcome)
+    else:
+        head.set_result(outcome)
 
 
 def _refused(error: Exception) -> bool:

@@ -335,10 +335,13 @@ class TargetSource(UrlSource):
         timeout: float,
         limit: int | None,
         lease: Lease,
+        begun: Response | BaseException | None = None,
     ) -> None:
+        """`begun`: what came of asking for it, where that was done before."""
         super().__init__(url, session, threads, timeout, limit, lease)
         self._headers = headers
         self._outbound = outbound
+        self._begun = begun
 
     async def read(self) -> bytes:
         response = await self._get()
@@ -359,7 +362,11 @@ class TargetSource(UrlSource):
         super().close()
 
     async def _get(self) -> Response:
-        response = await self._outbound.request("GET", self._url, self._headers)
+        response, self._begun = self._begun, None
+        if isinstance(response, BaseException):
+            raise response
+        if response is None:
+            response = await self._outbound.request("GET", self._url, self._headers)
         if response.status == OK:
             return response
         try:

@@ -39,7 +39,7 @@ from ..wire.names import (
     decode_query,
     encode_uname,
 )
-from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path, parse_etl_pipeline
+from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path
 from .admission import Admission, Lease
 from .clients import close_clients, plain_session
 from .counts import CUT, GONE, Counts, Outcome, Way
@@ -48,10 +48,11 @@ from .exchange import DIRECT_PUT_LENGTH_HEADER, DOWNLOAD, NO_CONTENT, Answer, Ex
 from .execute import Executor, transform_error
 from .files import LocalFiles
 from .flow import BatchStream, ReadBuffer
+from .hop import Begun, Delivery, Hop, Pull, Traveller
 from .logs import Failure
-from .outbound import Headers, Outbound
+from .outbound import Headers, Outbound, Response
 from .ranges import ranged
-from .source import BodySource, FileSource, Source, TargetSource, UrlSource
+from .source import BodySource, BytesSource, FileSource, Source, TargetSource, UrlSource
 from .stores import Stores
 from .threads import WorkerThreads, tame
 
@@ -73,6 +74,8 @@ _FQN = f"{ETL_FQN}="
 
 Handler = Callable[[Exchange, Lease], Awaitable[Answer]]
 """What answers one kind of request."""
+Now = Answer | Handler | Hop | None
+"""How far an object got at once: its answer, what is left to be done, a hop that is under way, or not at all."""
 
 
 class Stoppable(Protocol):
@@ -103,8 +106,7 @@ class ObjectRequest(NamedTuple):
         if not pipeline:
             return cls(way, name, etl_args)
         try:
-            check_etl_pipeline(pipeline)
-            return cls(way, name, etl_args, *parse_etl_pipeline(pipeline))
+            return cls(way, name, etl_args, *check_etl_pipeline(pipeline))
         except InvalidPipelineError as error:
             raise BadRequestError(f"Invalid pipeline header: {error}") from None
 
@@ -155,9 +157,11 @@ class Worker:
                 self._streams, self._direct_fqn = self.server.streams, settings.direct_fqn
                 self._downloads = plain_session(settings)
                 token = settings.authn_token.get_secret_value()
-                self._has_target = bool(settings.host_target.get_secret_value())
+                self._target = settings.host_target.get_secret_value()
+                # What is asynchronous needs a task, and a stream may need a thread.
+                self._hops = bool(self._target) and not (self.server.streams or self.executor.is_async)
                 self._session = lambda: self.server.session
-                self._target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
+                self.target_headers: Headers = (("authorization", f"Bearer {token}"),) if token else ()
                 if self.server.streams:
                     _ = self.server.session  # made before several threads ask for it
                 await self.stores.open()
@@ -235,23 +239,49 @@ class Worker:
         if way is not None:
             (self.counts.fqn if _FQN in exchange.query else way).answered(outcome)
 
-    def serve_now(self, exchange: Exchange) -> Answer | Handler | None:
-        """The way of an object that is here in whole and whose transform has been taking microseconds, in one step.
+    def push_now(self, exchange: Traveller) -> Now:
+        """Begin on an object that is here in whole and whose transform has been taking microseconds, in one step.
 
-        None: it has to go the whole way. A handler: what is left of that. Nothing is waited for before the answer,
-        so that no memory has to be admitted, and nobody can go away meanwhile.
+        Before its answer, or its hop to the next stage, nothing is waited for, so that no memory has to be admitted,
+        and nobody can go away meanwhile.
         """
         body = exchange.body
-        if exchange.query or exchange.pipeline or not body.ended or not self.executor.is_quick(body.size):
+        if exchange.query or not body.ended or not self.executor.is_quick(body.size):
             return None
         name = decode_path(exchange.path)
         if not name:
             return None
+        if not exchange.pipeline:
+            return self.answer_now(name, body.take_whole(), self.counts.push, exchange)
         try:
+            request = ObjectRequest.make(self.counts.push, name, "", exchange.pipeline)
+            self._check_target(request)
             data = body.take_whole()
-            result = self.transform_now(name, data, self.counts.push)
+            content = self.transform_now(name, data, request.way)
+        except ETLError as error:
+            return self.error_answer(error, exchange)
+        if type(content) is not bytes:
+            return self._finish_later(request, len(data), content)
+        self.counts.passed(len(data), len(content))
+        delivery = Delivery(self, exchange, request, content)
+        return delivery if delivery.begin() else delivery.resume(None)
+
+    def pull_now(self, exchange: Traveller) -> Now:
+        """Ask for the target's object without a coroutine, if a connection is at hand."""
+        if exchange.query or exchange.pipeline or not exchange.body.ended or not self._hops:
+            return None
+        name = decode_path(exchange.path)
+        if not name:
+            return None
+        pull = Pull(self, exchange, name)
+        return pull if pull.begin() else None
+
+    def answer_now(self, name: str, data: bytes, way: Way, exchange: Exchange) -> Answer | Handler:
+        """The answer with a transformed object, or what is left to be done for it. See `Executor.is_quick`."""
+        try:
+            result = self.transform_now(name, data, way)
             if type(result) is not bytes:
-                return self._finish_later(len(data), result)
+                return self._finish_later(ObjectRequest(way, name), len(data), result)
             self.counts.passed(len(data), len(result))
             return Answer(200, result, self._mime_type())
         except ETLError as error:
@@ -278,11 +308,31 @@ class Worker:
         self.counts.passed(size, len(content))
         return content
 
-    def _finish_later(self, size: int, result: object) -> Handler:
-        async def finish(_: Exchange, __: Lease) -> Answer:
-            return Answer(200, await self.finish(size, result, self.counts.push), self._mime_type())
+    def _finish_later(self, request: ObjectRequest, size: int, result: object) -> Handler:
+        async def finish(_: Exchange, lease: Lease) -> Answer:
+            content = await self.finish(size, result, request.way)
+            lease.add(len(content))
+            return await self._hand_on(request, BytesSource(content), content)
 
         return finish
+
+    def deliver_later(self, request: ObjectRequest, content: bytes, begun: Begun) -> Handler:
+        """What delivers an object whose delivery may have begun."""
+
+        async def deliver(_: Exchange, lease: Lease) -> Answer:
+            lease.add(len(content))
+            return await self._hand_on(request, BytesSource(content), content, begun)
+
+        return deliver
+
+    def pull_later(self, name: str, begun: Begun) -> Handler:
+        """What answers a GET for an object that may have been asked for."""
+
+        async def pull(_: Exchange, lease: Lease) -> Answer:
+            source = self._target_source(self.target_url(name), lease, begun)
+            return await self.process(ObjectRequest(self.counts.pull, name), source, lease)
+
+        return pull
 
     # The requests of the protocol: each makes a request and its source
 
@@ -344,7 +394,7 @@ class Worker:
         if source is None:
             latest = query.get(LATEST_VERSION)
             version = f"?{LATEST_VERSION}={quote_plus(latest)}" if latest is not None else ""
-            source = self._target_source(name, version, lease)
+            source = self._target_source(self.target_url(name) + version, lease)
         return await self.process(request, source, lease)
 
     async def fetch(self, exchange: Exchange, lease: Lease) -> Answer:
@@ -393,8 +443,7 @@ class Worker:
         Raises:
             ETLError: what is to be answered instead.
         """
-        if request.stage and not self._has_target and has_path(request.stage):
-            raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
+        self._check_target(request)
         content: bytes | BatchStream
         if self._streams or self._direct_fqn:
             content = await self._transform(request, source)
@@ -409,6 +458,12 @@ class Worker:
             lease.add(STREAM_MEMORY)
         elif content is not source.whole:
             lease.add(len(content))
+        return await self._hand_on(request, source, content)
+
+    async def _hand_on(
+        self, request: ObjectRequest, source: Source, content: bytes | BatchStream, begun: Begun = None
+    ) -> Answer:
+        """Answer with a transformed object, or deliver it. `begun`: what has come of delivering it."""
         if not request.stage:
             try:
                 return Answer(200, content, self._mime_type())
@@ -418,7 +473,7 @@ class Worker:
                 raise
         result = "aborted"
         try:
-            answer = await self._deliver(request, source, content)
+            answer = await self._deliver(request, source, content, begun)
             result = "delivered" if answer.status == NO_CONTENT else "answered"
             return answer
         except UpstreamStatusError:
@@ -451,10 +506,16 @@ class Worker:
             raise TransformError(f"get_mime_type(): {error}") from error
         return mime_type
 
-    async def _deliver(self, request: ObjectRequest, source: Source, content: bytes | BatchStream) -> Answer:
+    async def _deliver(
+        self, request: ObjectRequest, source: Source, content: bytes | BatchStream, begun: Begun
+    ) -> Answer:
         """Direct put, repeated where that can help; a stream is made anew for each try."""
         stage, rest, name, etl_args = request.stage, request.rest, request.name, request.etl_args
         try:
+            if isinstance(begun, Response):
+                return await self.deliverer.answer(begun, content)
+            if begun is not None:
+                raise begun
             return await self.deliverer.put(stage, rest, name, etl_args, content)
         except UpstreamUnreachableError as error:
             if not _is_transient(error):
@@ -498,20 +559,27 @@ class Worker:
         fqn = query.get(ETL_FQN)
         return self.file_source(decode_fqn(fqn), lease) if fqn else None
 
-    def _target_source(self, name: str, query: str, lease: Lease) -> Source:
-        target = self.settings.host_target.get_secret_value()
-        if not target:
+    def _check_target(self, request: ObjectRequest) -> None:
+        if request.stage and not self._target and has_path(request.stage):
+            raise TargetNotConfiguredError("AIS_TARGET_URL is not set: direct put to a target needs it")
+
+    def target_url(self, name: str) -> str:
+        """Where the target has an object."""
+        return f"{self._target}/{encode_uname(name)}"
+
+    def _target_source(self, url: str, lease: Lease, begun: Begun = None) -> Source:
+        if not self._target:
             raise TargetNotConfiguredError("AIS_TARGET_URL is not set: reading objects of the target needs it")
-        url = f"{target}/{encode_uname(name)}{query}"
         return TargetSource(
             url,
-            self._target_headers,
+            self.target_headers,
             self.outbound,
             self._session,
             self.threads,
             self.settings.io_timeout,
             self.settings.max_body,
             lease,
+            begun,
         )
 
     def error_answer(self, error: Exception, exchange: Exchange) -> Answer:

@@ -25,22 +25,27 @@ def parse_etl_pipeline(header: str) -> tuple[str, str]:
     """
     if not header or header.isspace():
         return "", ""
+    if "," not in header:
+        return header.strip(), ""
     stages = [stage.strip() for stage in header.split(",")]
     if not all(stages):
         raise InvalidPipelineError("Pipeline header contains an empty entry")
     return stages[0], ",".join(stages[1:])
 
 
-def check_etl_pipeline(header: str) -> None:
-    """Check every URL of a pipeline header, so that a malformed one stops the object before any work is done on it.
+def check_etl_pipeline(header: str) -> tuple[str, str]:
+    """As `parse_etl_pipeline`, and every URL is checked, so that a malformed one stops an object before any work.
 
     Raises:
         InvalidPipelineError: an entry is empty, or is no absolute http(s) URL.
     """
     first, rest = parse_etl_pipeline(header)
-    while first:
+    if first:
         _split_stage(first)
-        first, rest = parse_etl_pipeline(rest)
+    if rest:
+        for stage in rest.split(","):
+            _split_stage(stage)
+    return first, rest
 
 
 def ends_at_target(header: str) -> bool:
