@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 """The project's folder."""
+UNREADABLE = Path("/sys/class/net/lo/speed")
+"""A file of some bytes of which the kernel gives none: EINVAL."""
 
 
 async def eventually(condition: Callable[[], object]) -> None:

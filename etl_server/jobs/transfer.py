@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 
 PIECE = 256 * 1024
 """Bytes that an async reader takes at a time."""
-STREAM_MEMORY = 32 * 1024 * 1024
-"""Bytes that an object takes up while it streams, at the most: parts on their way to a store."""
+READ_MEMORY = 4 * 1024 * 1024
+"""Bytes that an object takes up while it is read as a stream and transformed, at the most."""
 LARGE = 4 * 1024 * 1024
 """Bytes from which an output may be stored in parts."""
 LONGEST_ERROR = 1000
@@ -92,19 +92,25 @@ class Transfer:
 
     def run(self, task: Task, mark: Mark) -> Outcome:
         """Do all of a task but `settle`. Whatever goes wrong is in what it returns."""
-        need = STREAM_MEMORY if self.server.streams else 2 * task.size
+        streams = self.server.streams
         started = time.perf_counter()
-        self._budget.take(need)
-        try:
-            outcome = self._stream(task, mark) if self.server.streams else self._whole(task, mark)
-            return outcome._replace(seconds=time.perf_counter() - started)
-        except BaseException as error:
-            seconds = time.perf_counter() - started
-            return Outcome(
-                task.id, self._told(error), bytes_in=task.size, seconds=seconds, store_failed=is_store_failure(error)
-            )
-        finally:
-            self._budget.give_back(need)
+        with self._budget.grant(self._stream_memory(task.size) if streams else 2 * task.size) as grant:
+            try:
+                outcome = self._stream(task, mark, grant) if streams else self._whole(task, mark)
+                return outcome._replace(seconds=time.perf_counter() - started)
+            except BaseException as error:
+                seconds = time.perf_counter() - started
+                return Outcome(
+                    task.id,
+                    self._told(error),
+                    bytes_in=task.size,
+                    seconds=seconds,
+                    store_failed=is_store_failure(error),
+                )
+
+    def _stream_memory(self, size: int) -> int:
+        """Bytes that an object takes up which is streamed, and of which so many are to be stored."""
+        return READ_MEMORY + (self._sink.stream_memory(size) if self._sink is not None else 0)
 
     def settle(self, outcomes: list[Outcome]) -> list[Outcome]:
         """What came of tasks once their outputs are durable: before that, none counts as done."""
@@ -164,8 +170,8 @@ class Transfer:
             raise TransformError(f"transform() returned {type(result).__name__}, expected bytes")
         return bytes(result)
 
-    def _stream(self, task: Task, mark: Mark) -> Outcome:
-        source = StoreSource(lambda: self._source.open_object(task.source))
+    def _stream(self, task: Task, mark: Mark, grant: Grant) -> Outcome:
+        source = TaskSource(lambda: self._source.open_object(task.source))
         written = 0
 
         def pieces() -> Iterator[bytes]:
@@ -181,6 +187,7 @@ class Transfer:
                         for piece in batch:
                             written += len(piece)
                             yield piece
+                        grant.reach(self._stream_memory(written))
                 finally:
                     mark(0)
                     if isinstance(stream, BatchStream):
@@ -280,22 +287,44 @@ class Budget:
         self._used = 0
         self._changed = threading.Condition()
 
-    def take(self, size: int) -> None:
-        """Wait for room."""
+    @contextmanager
+    def grant(self, size: int) -> Iterator[Grant]:
+        """Wait for room, which is free again in the end."""
         with self._changed:
             while self._used and self._used + size > self._limit:
                 self._changed.wait()
             self._used += size
+        grant = Grant(self, size)
+        try:
+            yield grant
+        finally:
+            with self._changed:
+                self._used -= grant.size
+                self._changed.notify_all()
 
-    def give_back(self, size: int) -> None:
-        """It is free again."""
+    def add(self, size: int) -> None:
+        """Count bytes that are there already: others wait for them, and nobody here."""
         with self._changed:
-            self._used -= size
-            self._changed.notify_all()
+            self._used += size
 
 
-class StoreSource:
-    """An object of a store, to be streamed."""
+class Grant:
+    """What one object has of a budget."""
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
+        self.size = size
+        """Bytes."""
+
+    def reach(self, size: int) -> None:
+        """It takes up so many bytes by now, which may be more than anybody knew before."""
+        if size > self.size:
+            self._budget.add(size - self.size)
+            self.size = size
+
+
+class TaskSource:
+    """An object of a store that a task streams. It counts what the transform has taken."""
 
     repeatable = True
     whole = None

@@ -90,8 +90,7 @@ class Stores:
         """
         if isinstance(content, bytes):
             return await self._writers.run(self._put, name, content, content_type)
-        lease.add(self._sink.stream_memory)
-        pieces = _Pieces(content)
+        pieces = _Pieces(content, self._sink.stream_memory, lease)
         try:
             return await self._writers.run(self._put, name, pieces, content_type)
         finally:
@@ -239,8 +238,14 @@ class _StoredObject(io.RawIOBase):
 class _Pieces:
     """A stream of the event loop, for a thread to take. It ends in an error once nobody wants it any more."""
 
-    def __init__(self, stream: BatchStream) -> None:
+    def __init__(self, stream: BatchStream, memory: Callable[[int | None], int], lease: Lease) -> None:
+        """`memory`: what storing it takes up, as `ObjectStore.stream_memory` says; counted by the `lease`."""
         self._stream = stream
+        self._memory = memory
+        self._lease = lease
+        self._size = 0
+        self._counted = memory(None)
+        lease.add(self._counted)
         self._loop = asyncio.get_running_loop()
         self._taking: asyncio.Task[Batch] | None = None
         self._abandoned = False
@@ -260,8 +265,14 @@ class _Pieces:
             raise UpstreamUnreachableError("The object is no longer wanted")
         self._taking = asyncio.current_task()
         try:
-            return await anext(self._stream)
+            batch = await anext(self._stream)
         except StopAsyncIteration:
             return []
         finally:
             self._taking = None
+        self._size += sum(map(len, batch))
+        more = self._memory(self._size) - self._counted
+        if more > 0:
+            self._lease.add(more)
+            self._counted += more
+        return batch

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.parse import unquote, urlencode, urljoin, urlsplit
 
 import requests
@@ -28,13 +28,10 @@ from ..runtime.clients import CONNECT_TIMEOUT, ERROR_BODY_LIMIT, plain_session
 from ..wire.checksum import CHECKSUM_VALUE_HEADER
 from ..wire.names import encode_object_path
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range, checked_prefix
-from .files import FileSlice
+from .files import FileSlice, unreadable_told
 from .reading import answered_stop, empty_reader, open_range, range_header
 from .redirects import MAX_REDIRECTS
 from .retry import RetryPolicy
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 Source = IO[bytes] | io.RawIOBase
 """A body that can be rewound."""
@@ -152,6 +149,9 @@ class AISObjectStore(ObjectStore):
                 spool.write(piece)
             return self._put(object_name, spool, spool.tell(), content_type)
 
+    def stream_memory(self, size: int | None = None) -> int:
+        return COPY_SIZE + _IN_MEMORY
+
     def delete_object(self, object_name: str) -> None:
         self._check(object_name)
         try:
@@ -168,7 +168,7 @@ class AISObjectStore(ObjectStore):
         headers = {"Content-Type": content_type or "application/octet-stream"}
 
         def put() -> ObjectInfo:
-            with self._send("PUT", object_name, headers=headers, body=body, size=size) as answer:
+            with unreadable_told(body), self._send("PUT", object_name, headers=headers, body=body, size=size) as answer:
                 return ObjectInfo(object_name, size, _etag(answer.headers), None)
 
         return self._policy.call(put)
@@ -349,9 +349,9 @@ class _WatchedFile(FileSlice):
         super().__init__(file, 0, size)
         self._progress = progress
 
-    def readinto(self, buffer: Buffer) -> int:
-        count = super().readinto(buffer)
-        self._progress.reach(self.tell())
+    def _read_into(self, view: memoryview) -> int:
+        count = super()._read_into(view)
+        self._progress.reach(self.tell() + count)
         return count
 
 

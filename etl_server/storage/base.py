@@ -64,9 +64,6 @@ class ObjectStore(ABC):
         ValueError: the store can have no object of this name.
     """
 
-    stream_memory: int = COPY_SIZE
-    """Bytes that `put_object` of an iterable takes up, beside what that yields."""
-
     @abstractmethod
     def get_uri(self, object_name: str) -> str:
         """The object's URI, percent-encoded. Nobody is asked whether there is such an object."""
@@ -166,6 +163,15 @@ class ObjectStore(ABC):
         Readers see the old or the new object, never a part. An exception that comes out of the iterable is passed on,
         and leaves nothing behind.
         """
+
+    def stream_memory(self, size: int | None = None) -> int:
+        """Bytes that `put_object` of an iterable takes up, beside what that yields.
+
+        Args:
+            size: bytes that it yields in all; None: nobody knows, and this is what it takes up to begin with. It may
+                take up more with every byte: of those that have come, as much as this says of so many.
+        """
+        return COPY_SIZE
 
     def read_object(self, object_name: str) -> bytes:
         """All of an object at once.

@@ -478,14 +478,25 @@ class IncomingFile:
 class FileSlice(Span):
     """The bytes `start` to `stop` (not included) of an open file.
 
-    A file that has become shorter is an error, not an early end.
+    A file that has become shorter is an error, not an early end. What sends it makes of that what it likes: see
+    `unreadable_told`.
     """
+
+    failure: Exception | None = None
+    """Why it could not be read."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int, *, owned: bool = False) -> None:
         """`owned`: the file is closed along with this."""
         super().__init__(start, stop)
         self._file = file
         self._owned = owned
+
+    def readinto(self, buffer: Buffer) -> int:
+        try:
+            return super().readinto(buffer)
+        except Exception as error:
+            self.failure = error
+            raise
 
     def _read_into(self, view: memoryview) -> int:
         count = os.preadv(self._file.fileno(), [view], self._position)
@@ -497,6 +508,20 @@ class FileSlice(Span):
         if self._owned and not self.closed:
             self._file.close()
         super().close()
+
+
+@contextmanager
+def unreadable_told(body: object) -> Iterator[None]:
+    """Where something is sent that turns out to be a file that cannot be read: that, whatever was made of it.
+
+    A library takes it for the network's failure, which would be tried again.
+    """
+    try:
+        yield
+    except Exception:
+        if isinstance(body, FileSlice) and body.failure is not None:
+            raise body.failure from None
+        raise
 
 
 def _incoming_name(owner: str) -> str:

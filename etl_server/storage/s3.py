@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import boto3
 from botocore.config import Config
@@ -19,13 +20,24 @@ from botocore.config import Config
 from ..errors import ObjectStoreError
 from ..wire.names import encode_object_path
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Owner, Progress, check_name, check_range, checked_prefix
-from .files import FileSlice, IncomingFile
-from .multipart import PART_SIZE, cut, etag_of_parts, part_size_of
+from .files import FileSlice, IncomingFile, unreadable_told
+from .multipart import (
+    PART_SIZE,
+    SentPart,
+    completion,
+    cut,
+    growing_size_at,
+    is_made_of,
+    page_after,
+    part_size_of,
+    sent_part,
+    uploads_to,
+)
 from .reading import ResumingReader, answered_stop, empty_reader, open_range, range_header
 from .redirects import follow_redirects
 from .retry import RetryPolicy
 from .s3_config import S3Options
-from .s3_errors import RangeNotThereError, UploadNotThereError, translated
+from .s3_errors import RangeNotThereError, UploadNotThereError, translated, was_refused, was_retried
 from .uploads import UploadJournal
 
 if TYPE_CHECKING:
@@ -34,7 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STREAM_WINDOW = 4
-"""Parts of a stream that are in memory at once, beside the one that is being filled."""
+"""Parts of a stream that are sent at once."""
 _THREADS = 8
 _CONNECTIONS = 64
 
@@ -83,7 +95,6 @@ class S3ObjectStore(ObjectStore):
         options = S3Options(endpoint_url, region_name, profile_name, addressing_style)
         self._client: S3Client = client or _client(options)
         self._part_size = part_size
-        self.stream_memory = part_size * (_STREAM_WINDOW + 2)
         self._policy = policy or RetryPolicy()
         self._threads = ThreadPoolExecutor(_THREADS, "s3")
         self._journal: UploadJournal | None = None
@@ -164,12 +175,17 @@ class S3ObjectStore(ObjectStore):
         check_name(object_name)
         pieces = (bytes(data),) if isinstance(data, (bytes, bytearray, memoryview)) else data
         parts = cut(pieces, self._part_size)
-        first = next(parts, b"")
-        second = next(parts, None)
-        if second is None:
-            return self._put(object_name, first, len(first), content_type)
-        sized = (_Part(part, len(part)) for part in _chain(first, second, parts))
+        head = [*islice(parts, 2)]
+        if len(head) < 2:
+            whole = head[0] if head else b""
+            return self._put(object_name, whole, len(whole), content_type)
+        sized = (_Part(part, len(part)) for part in chain(_emptied(head), parts))
         return self._put_parts(object_name, sized, None, content_type, Progress(None, 1), _STREAM_WINDOW)
+
+    def stream_memory(self, size: int | None = None) -> int:
+        """Parts that are sent, the next one, and what that is made of. Their size grows: see `growing_sizes`."""
+        most = (_STREAM_WINDOW + 2) * growing_size_at(size or 0, self._part_size)
+        return most if size is None else min(most, 2 * size)
 
     def delete_object(self, object_name: str) -> None:
         check_name(object_name)
@@ -203,7 +219,7 @@ class S3ObjectStore(ObjectStore):
             )
             return ObjectInfo(object_name, size, _etag(answer.get("ETag")), None)
 
-        return self._ask(object_name, put)
+        return self._ask(object_name, put, body)
 
     def _put_parts(
         self,
@@ -216,15 +232,16 @@ class S3ObjectStore(ObjectStore):
     ) -> ObjectInfo:
         upload, lost = self._begin(object_name, content_type)
 
-        def send(number: int, part: _Part) -> tuple[int, str]:
+        def send(number: int, part: _Part) -> SentPart:
             answer = self._ask(
                 object_name,
                 lambda key: self._client.upload_part(
                     Bucket=self._bucket, Key=key, UploadId=upload, PartNumber=number, Body=_rewound(part.body)
                 ),
+                part.body,
             )
             progress.add(part.size)
-            return part.size, answer["ETag"]
+            return sent_part(self.get_uri(object_name), part.size, answer)
 
         try:
             if self._journal is not None:
@@ -252,29 +269,28 @@ class S3ObjectStore(ObjectStore):
 
         try:
             answer = self._ask(object_name, create)
-        except BaseException:
-            self._abort_lost(object_name)
+        except BaseException as error:
+            if tries > 1 or not was_refused(error):
+                self._abort_lost(object_name)
             raise
-        return answer["UploadId"], tries > 1 or answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+        return answer["UploadId"], tries > 1 or was_retried(cast("Any", answer))
 
-    def _complete(self, object_name: str, upload: str, sent: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Make the parts, sizes and ETags, an object."""
-        parts: Any = [{"PartNumber": number, "ETag": etag} for number, (_, etag) in enumerate(sent, 1)]
-        size = sum(part_size for part_size, _ in sent)
+    def _complete(self, object_name: str, upload: str, sent: Sequence[SentPart]) -> ObjectInfo:
+        """Make the parts an object."""
         try:
             answer = self._ask(
                 object_name,
                 lambda key: self._client.complete_multipart_upload(
-                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+                    Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload=completion(sent)
                 ),
             )
         except UploadNotThereError:
             # A try before may have been obeyed and its answer lost: then the object is there, made of these very parts.
             stored = self._stat_if_there(object_name)
-            if stored is None or (stored.size, stored.etag) != (size, etag_of_parts(etag for _, etag in sent)):
+            if stored is None or not is_made_of(sent, stored.size, stored.etag):
                 raise
             return stored
-        return ObjectInfo(object_name, size, _etag(answer.get("ETag")), None)
+        return ObjectInfo(object_name, sum(part.size for part in sent), _etag(answer.get("ETag")), None)
 
     def _stat_if_there(self, object_name: str) -> ObjectInfo | None:
         try:
@@ -299,14 +315,19 @@ class S3ObjectStore(ObjectStore):
             logger.warning("%s: uploads could not be aborted: %s", self.get_uri(object_name), error)
 
     def _empty_uploads(self, key: str) -> list[str]:
-        list_uploads = self._client.get_paginator("list_multipart_uploads")
         missing = self._client.exceptions.NoSuchUpload  # also the answer of some servers that have none
-        empty = []
+        uploads: list[str] = []
+        marker: dict[str, Any] = {}
         try:
-            pages = list(list_uploads.paginate(Bucket=self._bucket, Prefix=key))
+            while page := self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key, **marker):
+                uploads += uploads_to(key, page)
+                marker = page_after(page)
+                if not marker:
+                    break
         except missing:
             return []
-        for upload in (each["UploadId"] for page in pages for each in page.get("Uploads", ()) if each["Key"] == key):
+        empty = []
+        for upload in uploads:
             try:
                 parts = self._client.list_parts(Bucket=self._bucket, Key=key, UploadId=upload, MaxParts=1)
             except missing:
@@ -353,13 +374,13 @@ class S3ObjectStore(ObjectStore):
 
     # Asking
 
-    def _ask(self, object_name: str, request: Callable[[str], T]) -> T:
-        """Make a request of the object's key, and again if need be."""
+    def _ask(self, object_name: str, request: Callable[[str], T], body: bytes | FileSlice = b"") -> T:
+        """Make a request of the object's key, which sends `body`, and again if need be."""
         key = self._prefix + object_name
         uri = f"s3://{self._bucket}/{encode_object_path(key)}"
 
         def once() -> T:
-            with translated(uri):
+            with unreadable_told(body), translated(uri):
                 return request(key)
 
         return self._policy.call(once)
@@ -408,10 +429,10 @@ class _S3Body:
         self._stream.close()
 
 
-def _chain(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from rest
+def _emptied(parts: list[bytes]) -> Iterator[bytes]:
+    """Parts that nobody else keeps in memory."""
+    while parts:
+        yield parts.pop(0)
 
 
 def _client(options: S3Options) -> S3Client:

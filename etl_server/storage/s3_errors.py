@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import botocore.exceptions
 import botocore.parsers
@@ -54,7 +55,7 @@ def translated(uri: str) -> Iterator[None]:
     try:
         yield
     except botocore.exceptions.ClientError as error:
-        raise _answered(uri, error) from None
+        raise _answered(uri, error) from error
     except botocore.exceptions.NoCredentialsError as error:
         raise PermissionError(f"{uri}: {error}") from None
     except botocore.exceptions.SSLError as error:
@@ -63,6 +64,21 @@ def translated(uri: str) -> Iterator[None]:
         raise ObjectStoreTransientError(f"{uri}: {type(error).__name__}: {error}") from None
     except botocore.exceptions.BotoCoreError as error:
         raise ObjectStoreError(f"{uri}: {error}") from None
+
+
+def was_retried(answer: Mapping[str, Any]) -> bool:
+    """Whether the client made more than one request for this answer, so that one before it may have been obeyed."""
+    return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def was_refused(error: BaseException) -> bool:
+    """Whether an error of `translated` says that the request was not obeyed: the only one was answered with a no."""
+    answered = error.__cause__
+    return (
+        isinstance(answered, botocore.exceptions.ClientError)
+        and not isinstance(error, ObjectStoreTransientError)
+        and not was_retried(answered.response)
+    )
 
 
 def _cut_off() -> tuple[type[Exception], ...]:

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import ObjectStoreError
-from .multipart import etag_of_parts
+from .multipart import SentPart, completion, is_made_of, page_after, sent_part, uploads_to
 from .retry import RetryPolicy
 from .routers import S3Pointer
 from .s3_calls import S3Calls, uri_of
-from .s3_errors import UploadNotThereError
+from .s3_errors import UploadNotThereError, was_refused, was_retried
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +31,22 @@ class MultipartUpload:
         self._policy = policy
         self._alone = alone
         self._id = ""
-        self._parts: list[dict[str, Any]] = []
-        self._size = 0
+        self._parts: list[SentPart] = []
         self._lost = False
         """Whether there may be an upload that the server never told us of: its answer was lost."""
 
     async def create(self, **properties: Any) -> None:
         """Begin."""
         self._lost = True
-        await self._calls.ask("create_multipart_upload", self._pointer, self._created, **properties)
+        try:
+            await self._calls.ask("create_multipart_upload", self._pointer, self._created, **properties)
+        except Exception as error:
+            self._lost = not was_refused(error)
+            raise
 
     def _created(self, answer: Any) -> None:
         self._id = answer["UploadId"]
-        self._lost = answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+        self._lost = was_retried(answer)
 
     async def add(self, body: bytes) -> None:
         """Send the next part."""
@@ -61,16 +63,12 @@ class MultipartUpload:
         self._add(answer.get("CopyPartResult", {}), stop - start)
 
     def _add(self, answer: Any, size: int) -> None:
-        if not answer.get("ETag"):
-            raise ObjectStoreError(f"{uri_of(self._pointer)}: the server acknowledged a part without an ETag")
-        checksums = {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
-        self._parts.append({"PartNumber": len(self._parts) + 1, "ETag": answer["ETag"], **checksums})
-        self._size += size
+        self._parts.append(sent_part(uri_of(self._pointer), size, answer))
 
     async def complete(self) -> None:
         """Make the parts an object."""
         try:
-            await self._ask("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+            await self._ask("complete_multipart_upload", MultipartUpload=completion(self._parts))
         except UploadNotThereError:
             # The client may have tried before, been obeyed, and lost the answer.
             if not await self._is_there():
@@ -83,8 +81,7 @@ class MultipartUpload:
             found = await self._calls.ask("head_object", self._pointer)
         except (FileNotFoundError, PermissionError):
             return False
-        etag = etag_of_parts(part["ETag"] for part in self._parts)
-        return (found["ContentLength"], found.get("ETag", "").strip('"')) == (self._size, etag)
+        return is_made_of(self._parts, found["ContentLength"], found.get("ETag"))
 
     async def take_back(self) -> None:
         """Leave no upload behind, whatever has become of it. What cannot be removed is logged."""
@@ -109,12 +106,12 @@ class MultipartUpload:
                 )
             except UploadNotThereError:  # the answer of some servers that have none
                 return
-            for upload in page.get("Uploads", ()):
-                if upload["Key"] == self._pointer["key"] and (self._alone or await self._is_empty(upload["UploadId"])):
-                    await self._abort(upload["UploadId"])
-            if not page.get("IsTruncated"):
+            for upload in uploads_to(self._pointer["key"], page):
+                if self._alone or await self._is_empty(upload):
+                    await self._abort(upload)
+            marker = page_after(page)
+            if not marker:
                 return
-            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     async def _is_empty(self, upload: str) -> bool:
         try:

@@ -23,6 +23,7 @@ from etl_server.runtime import stores, threads
 from etl_server.runtime.admission import Lease, Memory
 from etl_server.runtime.s3_source import S3Source
 from etl_server.runtime.stores import check_stores
+from etl_server.runtime.worker import STREAM_MEMORY
 from etl_server.storage import ObjectStore, RetryPolicy, open_store
 from etl_server.storage.s3_async import AsyncS3Reader
 from etl_server.testing import Target
@@ -519,12 +520,28 @@ async def test_what_breaks_off_is_not_stored(serve: Serve, uri: str, store: Obje
         await client.chunk(LARGE)
         writers = live.worker.stores._writers
         await eventually(lambda: writers._busy)
-        assert live.worker.admission.memory.used >= store.stream_memory
+        assert live.worker.admission.memory.used >= store.stream_memory()
         client.reset()
     await eventually(lambda: not writers._busy)
     with store.open_object("a") as stored:
         assert stored.read() == b"as it was"
     assert [info.name for info in store.list_objects()] == ["a"]
+
+
+async def test_what_a_growing_object_takes_up_is_counted(serve: Serve, uri: str, store: ObjectStore) -> None:
+    live = serve(EAGER_STREAMS[0], sink=uri)
+    memory = live.worker.admission.memory
+    async with RawClient(live.port) as client:
+        await client.start_chunked("/a")
+        for _ in range(10):
+            await client.chunk(LARGE)
+        storing = store.stream_memory(10 * len(LARGE))
+        assert storing > store.stream_memory() or uri.startswith("file")
+        await eventually(lambda: memory.used >= STREAM_MEMORY + storing)
+        await client.chunk(b"")
+        assert (await client.answer()).status == 204
+    await eventually(lambda: memory.used == 0)
+    assert store.get_object_size("a") == 10 * len(LARGE)
 
 
 @pytest.mark.usefixtures("_no_waits")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import ssl
@@ -17,6 +18,7 @@ from etl_server import Settings
 from etl_server.errors import ConfigError, ObjectStoreError, ObjectStoreTransientError, RedirectError
 from etl_server.storage import AISObjectStore, RetryPolicy, open_store
 from tests.aistore_venv import aistore_python, needs_aistore
+from tests.helpers import UNREADABLE
 
 from .ais_cluster import BUCKET, AISCluster, Fault
 
@@ -119,6 +121,26 @@ def test_an_iterable_that_fails_leaves_the_old_object(store: AISObjectStore, clu
     with pytest.raises(ValueError, match="the source broke"):
         store.put_object("obj", broken())
     assert cluster.objects == {"pre fix/obj": b"old"}
+
+
+def test_a_file_that_cannot_be_read_is_not_tried_again(
+    store: AISObjectStore, cluster: AISCluster, tmp_path: Path
+) -> None:
+    cluster.objects["pre fix/obj"] = b"old"
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        store.upload_object("obj", UNREADABLE)
+    assert len(cluster.requests) <= 2  # the session's own second one, in case that the connection is stale
+    (tmp_path / "up").write_bytes(CONTENT)
+    for error in (OSError, ValueError):
+        cluster.requests.clear()
+
+        def stop(done: int, total: int, error: type[Exception] = error) -> None:
+            raise error("stop")
+
+        with pytest.raises(error, match="stop"):
+            store.upload_object("obj", tmp_path / "up", stop)
+        assert [request.node for request in cluster.requests].count("gateway") == 1
+    assert cluster.objects["pre fix/obj"] == b"old"
 
 
 def test_missing_objects_and_buckets_are_named(store: AISObjectStore, cluster: AISCluster) -> None:

@@ -15,8 +15,12 @@ from etl_server.storage.multipart import (
     PartCutter,
     cut,
     etag_of_parts,
+    growing_size_at,
     growing_sizes,
+    is_made_of,
+    page_after,
     part_size_of,
+    sent_part,
 )
 
 
@@ -28,6 +32,15 @@ def test_10_000_parts_of_a_stream_hold_5_tib_whatever_the_first_one_is(first: in
     assert sizes == sorted(sizes)
     assert sizes[-1] <= LARGEST_PART
     assert sum(sizes) >= LARGEST_OBJECT
+
+
+@given(st.integers(1, LARGEST_PART), st.data())
+def test_the_size_of_the_part_at_a_byte_is_that_of_the_growing_parts(first: int, data: st.DataObject) -> None:
+    sizes = list(growing_sizes(first))
+    number = data.draw(st.integers(0, MOST_PARTS - 1))
+    start = sum(sizes[:number])
+    for position in (start, start + sizes[number] - 1):
+        assert growing_size_at(position, first) == sizes[number]
 
 
 def test_the_parts_of_a_gigabyte_are_still_small() -> None:
@@ -66,3 +79,24 @@ def test_the_etag_of_parts_is_that_of_s3() -> None:
 @pytest.mark.parametrize("etag", ["opaque", "0cc175b9c0f1b6a831c399e269772661-2", "0cc1", ""])
 def test_parts_whose_etags_are_no_md5s_make_none(etag: str) -> None:
     assert etag_of_parts(["92eb5ffee6ae2fec3ad71c777531578f", etag]) is None
+
+
+def test_an_object_is_made_of_parts_only_where_size_and_etag_say_so() -> None:
+    part = sent_part("s3://bucket/key", 1, {"ETag": '"0cc175b9c0f1b6a831c399e269772661"'})
+    opaque = sent_part("s3://bucket/key", 1, {"ETag": "opaque"})
+    etag = etag_of_parts([part.etag])
+    assert is_made_of([part], 1, f'"{etag}"')
+    assert not is_made_of([part], 2, etag)
+    assert not is_made_of([part], 1, part.etag)
+    assert not is_made_of([opaque], 1, None)
+
+
+def test_a_list_of_uploads_that_does_not_go_on_is_an_error() -> None:
+    page = {"IsTruncated": True, "NextKeyMarker": "a", "NextUploadIdMarker": "1"}
+    following = page_after(page)
+    assert following == {"KeyMarker": "a", "UploadIdMarker": "1"}
+    with pytest.raises(ObjectStoreError, match="does not go on"):
+        page_after({**page, **following})
+    with pytest.raises(ObjectStoreError, match="does not go on"):
+        page_after({"IsTruncated": True})
+    assert page_after({**page, "IsTruncated": False}) == {}

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 from etl_server.errors import ConfigError, ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import RetryPolicy, S3ObjectStore, open_store
+from tests.helpers import UNREADABLE
 
 from .s3_proxy import (
     Exchange,
@@ -340,9 +344,27 @@ def test_no_part_is_under_way_when_an_upload_is_aborted(store: S3ObjectStore, s3
 
 def test_a_file_that_shrinks_while_it_goes_up_is_an_error(store: S3ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "up").write_bytes(bytes(20 * PART))
-    with pytest.raises(ObjectStoreError, match="shorter"):
+    with pytest.raises(ObjectStoreError, match="shorter") as caught:
         store.upload_object("obj", tmp_path / "up", lambda *_: os.truncate(tmp_path / "up", 10))
+    assert not isinstance(caught.value, ObjectStoreTransientError)
     assert not store.exists("obj")
+
+
+@pytest.mark.parametrize("part_size", [PART, 1000])
+def test_a_file_that_cannot_be_read_is_not_tried_again(
+    s3_proxy: S3Proxy, s3: S3Client, bucket: str, part_size: int
+) -> None:
+    client = s3_client(s3_proxy.url)
+    with S3ObjectStore(bucket, client=client, part_size=part_size, policy=QUICK) as store:
+        store.put_object("obj", b"old")
+        s3_proxy.clear()
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            store.upload_object("obj", UNREADABLE)
+        assert s3_proxy.operations.count("PutObject") <= 1
+        assert len({request.raw_path for request in s3_proxy.requests}) == len(s3_proxy.requests)
+        assert read(store, "obj") == b"old"
+    assert left_over(s3, bucket) == []
+    client.close()
 
 
 def test_a_put_whose_answer_is_lost_is_done_again(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
@@ -361,6 +383,94 @@ def test_a_deletion_whose_answer_is_lost_is_one(store: S3ObjectStore, s3_proxy: 
     store.delete_object("obj")
     assert s3_proxy.operations.count("DeleteObject") == 2
     assert not store.exists("obj")
+
+
+@pytest.mark.parametrize("refusal", [answer(403, "AccessDenied"), answer(400, "InvalidArgument")], ids=["403", "400"])
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("by_client", [False, True], ids=["by the policy", "by the client"])
+def test_uploads_are_looked_for_only_where_an_answer_was_lost(
+    s3_proxy: S3Proxy, bucket: str, refusal: Fault, lost: bool, by_client: bool
+) -> None:
+    retries: Any = {"total_max_attempts": 2 if by_client else 1, "mode": "standard"}
+    client = s3_client(s3_proxy.url, retries=retries)
+    if lost:
+        s3_proxy.inject(lost_answer(), operation="CreateMultipartUpload")
+    s3_proxy.inject(refusal, operation="CreateMultipartUpload", nth=1 + lost, times=None)
+    policy = RetryPolicy(tries=1) if by_client else QUICK
+    with (
+        S3ObjectStore(bucket, client=client, part_size=PART, policy=policy) as store,
+        pytest.raises((PermissionError, ObjectStoreError)),
+    ):
+        store.put_object("obj", pieces(CONTENT))
+    assert s3_proxy.operations.count("CreateMultipartUpload") == 1 + lost
+    assert ("ListMultipartUploads" in s3_proxy.operations) == lost
+    client.close()
+
+
+@pytest.mark.parametrize("fault", [internal_error(), reset()], ids=["500", "reset"])
+def test_uploads_are_looked_for_where_the_only_try_may_have_been_obeyed(
+    s3_proxy: S3Proxy, bucket: str, fault: Fault
+) -> None:
+    client = s3_client(s3_proxy.url)
+    s3_proxy.inject(fault, operation="CreateMultipartUpload")
+    with (
+        S3ObjectStore(bucket, client=client, part_size=PART, policy=RetryPolicy(tries=1)) as store,
+        pytest.raises(ObjectStoreTransientError),
+    ):
+        store.put_object("obj", pieces(CONTENT))
+    assert s3_proxy.operations == ["CreateMultipartUpload", "ListMultipartUploads"]
+    client.close()
+
+
+def test_a_part_without_an_etag_is_a_failure(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    async def acknowledge(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response()
+
+    s3_proxy.inject(acknowledge, operation="UploadPart", nth=2)
+    with pytest.raises(ObjectStoreError, match="without an ETag"):
+        store.put_object("obj", pieces(CONTENT))
+    assert s3_proxy.operations[-1] == "AbortMultipartUpload"
+
+
+def test_checksums_of_parts_are_handed_back(moto_proxy: S3Proxy, unique: Callable[[], str]) -> None:
+    """boto3's clients send them unless told otherwise."""
+    completions: list[str] = []
+
+    async def keep(exchange: Exchange) -> web.StreamResponse:
+        completions.append(await exchange.request.text())
+        return await answer(400, "InvalidRequest")(exchange)
+
+    client = s3_client(moto_proxy.url, request_checksum_calculation="when_supported")
+    bucket = unique()
+    client.create_bucket(Bucket=bucket)
+    moto_proxy.inject(keep, operation="CompleteMultipartUpload")
+    with (
+        S3ObjectStore(bucket, client=client, part_size=PART, policy=QUICK) as store,
+        pytest.raises(ObjectStoreError, match="InvalidRequest"),
+    ):
+        store.put_object("obj", pieces(CONTENT))
+    assert completions[0].count("<ChecksumCRC32>") == completions[0].count("<PartNumber>") == 2
+    client.close()
+
+
+def test_a_stream_takes_up_no_more_than_is_told(s3: S3Client, bucket: str) -> None:
+    part = 4 * MIB
+    size = 18 * part
+    with S3ObjectStore(bucket, client=s3, part_size=part, policy=QUICK) as store:
+        store.put_object("warm", pieces(CONTENT))
+        piece = bytes(MIB)
+        tracemalloc.start()
+        try:
+            store.put_object("obj", repeat(piece, size // MIB))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert store.get_object_size("obj") == size
+        assert peak <= store.stream_memory(size) + MIB
+        assert peak > store.stream_memory(size) // 2  # and it tells no more than need be
+        assert store.stream_memory(MIB) == 2 * MIB
+        assert store.stream_memory(100 << 30) > 10 * store.stream_memory()
 
 
 NO_SUCH_UPLOAD = answer(404, "NoSuchUpload")

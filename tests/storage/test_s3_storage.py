@@ -430,6 +430,20 @@ async def test_an_upload_whose_begin_was_repeated_leaves_none_behind(
     assert_nothing_is_left(s3, bucket)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_uploads_are_looked_for_only_where_an_answer_was_lost(
+    kind: str, s3_proxy: S3Proxy, bucket: str, lost: bool
+) -> None:
+    if lost:
+        s3_proxy.inject(lost_answer(), operation="CreateMultipartUpload")
+    s3_proxy.inject(answer(403, "AccessDenied"), operation="CreateMultipartUpload", nth=1 + lost)
+    retries = {"total_max_attempts": 2, "mode": "standard"}
+    async with client_of(kind, s3_proxy.url, retries=retries) as client:
+        with pytest.raises(PermissionError):
+            await storage_of(client, bucket).write_data_stream(pieces(CONTENT))
+    assert ("ListMultipartUploads" in s3_proxy.operations) == lost
+
+
 async def test_a_completion_whose_answer_is_lost_is_found_out_when_it_is_repeated(
     kind: str, moto: S3Client, moto_proxy: S3Proxy, bucket_name: str
 ) -> None:
