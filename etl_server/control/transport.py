@@ -16,15 +16,8 @@ import tenacity
 from ..config import Settings
 from ..errors import ClusterError, ClusterUnreachableError
 from ..runtime.clients import CONNECT_TIMEOUT, ERROR_BODY_LIMIT, plain_session
+from ..wire.redirects import MAX_REDIRECTS, REDIRECTS, leaves_https
 
-MAX_REDIRECTS = 3
-"""Hops that an object may be away: the proxy's to a target, the target's to its ETL, and one more."""
-_REDIRECTS = (
-    HTTPStatus.MOVED_PERMANENTLY,
-    HTTPStatus.FOUND,
-    HTTPStatus.TEMPORARY_REDIRECT,
-    HTTPStatus.PERMANENT_REDIRECT,
-)
 _TRANSIENT = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 
 
@@ -108,7 +101,7 @@ class Transport:
                 )
             except requests.RequestException as error:
                 raise self._unreachable(url, error) from error
-            if response.status_code not in _REDIRECTS:
+            if response.status_code not in REDIRECTS:
                 if response.status_code >= HTTPStatus.BAD_REQUEST:
                     raise self._refusal(response)
                 return response
@@ -123,7 +116,7 @@ class Transport:
             raise ClusterError(f"{method} is answered with a redirect, which is followed for GET only: {way}")
         if len(hops) - 1 > MAX_REDIRECTS:
             raise ClusterError(f"redirected more than {MAX_REDIRECTS} times: {way}")
-        if hops[-2].startswith("https:") and not hops[-1].startswith("https:"):
+        if leaves_https(hops[-2], hops[-1]):
             raise ClusterError(f"a redirect leads from https to what is not: {way}")
 
     def _refusal(self, response: requests.Response) -> ClusterError:

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
-from urllib.parse import unquote, urlencode, urljoin, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import requests
 import requests.auth
@@ -27,16 +27,15 @@ from ..errors import ConfigError, ObjectStoreError, ObjectStoreTransientError, R
 from ..runtime.clients import CONNECT_TIMEOUT, ERROR_BODY_LIMIT, plain_session
 from ..wire.checksum import CHECKSUM_VALUE_HEADER
 from ..wire.names import encode_object_path
+from ..wire.redirects import MAX_REDIRECTS, REDIRECTS, leaves_https, redirected, shown
 from .base import COPY_SIZE, Callback, ObjectInfo, ObjectStore, Progress, check_name, check_range, checked_prefix
 from .files import FileSlice, unreadable_told
 from .reading import answered_stop, empty_reader, open_range, range_header
-from .redirects import MAX_REDIRECTS
 from .retry import RetryPolicy
 
 Source = IO[bytes] | io.RawIOBase
 """A body that can be rewound."""
 
-_REDIRECTS = (301, 302, 307, 308)
 _SMALL = 64 << 10
 """Bytes of an object that are sent to a gateway, which does not want them. It reads so many before it closes."""
 _IN_MEMORY = 8 << 20
@@ -220,11 +219,11 @@ class AISObjectStore(ObjectStore):
         path = f"objects/{self._bucket}/{encode_object_path(self._prefix + object_name)}" if object_name else ""
         options = urlencode({"provider": self._provider, **(query or {})})
         url = f"{self._endpoint}/v1/{path or f'buckets/{self._bucket}'}?{options}"
-        hops = [_shown(url)]
+        hops = [shown(url)]
         withheld = size > _SMALL
         while True:
             answer = self._send_to(url, method, uri, headers or {}, body, size, withheld=withheld)
-            if answer.status_code not in _REDIRECTS:
+            if answer.status_code not in REDIRECTS:
                 missing = not object_name or method == "PUT"
                 return self._checked(answer, uri, missing_bucket=missing, withheld=withheld)
             answer.close()
@@ -261,16 +260,16 @@ class AISObjectStore(ObjectStore):
         location = answer.headers.get("location")
         if not location:
             raise ObjectStoreError(f"{uri}: answered with status {answer.status_code} and no Location")
-        goal = urljoin(url, location)
-        hops.append(_shown(goal))
+        try:
+            goal = redirected(url, location)
+        except ValueError as error:
+            raise RedirectError(f"{uri}: {error}", [*hops, shown(location)]) from None
+        hops.append(shown(goal))
         if len(hops) > MAX_REDIRECTS + 1:
             raise RedirectError(f"{uri}: expected at most {MAX_REDIRECTS} redirects", hops)
-        scheme = urlsplit(goal).scheme  # in lower case, whatever the URL has
-        if scheme not in ("http", "https") or not urlsplit(goal).hostname:
-            raise RedirectError(f"{uri}: expected a redirect to an http(s) URL", hops)
         if unquote(urlsplit(goal).path) != unquote(urlsplit(url).path):
             raise RedirectError(f"{uri}: redirected to another object", hops)
-        if self._token and urlsplit(url).scheme == "https" and scheme == "http":
+        if self._token and leaves_https(url, goal):
             raise RedirectError(f"{uri}: the token is not sent from https to http", hops)
         return goal
 
@@ -386,8 +385,3 @@ def _length(answer: requests.Response) -> int | None:
 
 def _etag(headers: Mapping[str, str]) -> str | None:
     return headers.get(CHECKSUM_VALUE_HEADER) or headers.get("ais-version") or None
-
-
-def _shown(url: str) -> str:
-    """A URL without its query."""
-    return url.partition("?")[0]

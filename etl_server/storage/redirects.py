@@ -13,15 +13,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from ..errors import RedirectError
+from ..wire.redirects import MAX_REDIRECTS, REDIRECTS, leaves_https, redirected, shown
 
 ClientT = TypeVar("ClientT")
 
-MAX_REDIRECTS = 3
-"""Redirects that one operation may take."""
-_STATUSES = (301, 302, 307, 308)
 _HOPS = "etl_server_hops"
 _ID = "etl-server-follow-redirects-"
 
@@ -59,15 +56,15 @@ def redirect(response: Any, request_dict: dict[str, Any], allow_http: bool = Fal
         return None
     url: str = request_dict["url"]
     # An operation has one context, and every attempt the same.
-    hops: list[str] = request_dict["context"].setdefault(_HOPS, [_shown(url)])
-    goal = urljoin(url, location)
-    scheme = urlsplit(goal).scheme  # in lower case, whatever the URL has
-    if scheme not in ("http", "https") or not urlsplit(goal).hostname:
-        raise RedirectError(f"S3 redirect to {_shown(goal)!r}: expected an http(s) URL", hops)
-    hops.append(_shown(goal))
+    hops: list[str] = request_dict["context"].setdefault(_HOPS, [shown(url)])
+    try:
+        goal = redirected(url, location)
+    except ValueError as error:
+        raise RedirectError(f"S3 redirect to {shown(location)!r}: {error}", hops) from None
+    hops.append(shown(goal))
     if len(hops) > MAX_REDIRECTS + 1:
         raise RedirectError(f"S3 redirects: expected at most {MAX_REDIRECTS} in an operation", hops)
-    if urlsplit(url).scheme == "https" and scheme == "http" and not allow_http:
+    if leaves_https(url, goal) and not allow_http:
         raise RedirectError("S3 redirect from https to http: expected follow_redirects(client, allow_http=True)", hops)
     request_dict["url"] = goal
     # botocore's own handler of region redirects comes after this one, and is told that it had its turn.
@@ -88,7 +85,7 @@ def make_rewindable(params: dict[str, Any], **kwargs: Any) -> None:
         raise RedirectError(
             f"A client that follows redirects cannot send a body that cannot be rewound, {type(body).__name__}:"
             " expected bytes or a seekable file",
-            [_shown(params["url"])],
+            [shown(params["url"])],
         )
     if body.tell() != 0:
         params["body"] = _Rest(body)
@@ -122,7 +119,7 @@ class _Unredirected:
 
 def _location(http_response: Any, parsed: dict[str, Any]) -> str | None:
     """Where a response redirects to, or None where that is not for us to follow."""
-    if http_response.status_code not in _STATUSES:
+    if http_response.status_code not in REDIRECTS:
         return None
     error = parsed.get("Error", {})
     of_a_region = (
@@ -155,9 +152,3 @@ class _Rest(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._file.tell()) - self._start
-
-
-def _shown(url: str) -> str:
-    """A URL without user, query and fragment, which may hold secrets."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
