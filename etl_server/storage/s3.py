@@ -219,7 +219,11 @@ class S3ObjectStore(ObjectStore):
             )
             return ObjectInfo(object_name, size, _etag(answer.get("ETag")), None)
 
-        return self._ask(object_name, put, body)
+        stored = self._ask(object_name, put, body)
+        # AIStore may tell none, and so does what is no S3 and answers everything with a page.
+        if stored.etag is None and self.get_object_size(object_name) != size:
+            raise ObjectStoreError(f"{self.get_uri(object_name)}: the server acknowledged it without storing it")
+        return stored
 
     def _put_parts(
         self,

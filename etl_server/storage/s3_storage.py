@@ -188,7 +188,9 @@ class S3Storage:
     async def _put(self, router: S3Router, data: bytes, digest: Digest, tags: Tags) -> S3Pointer:
         pointer = router(digest, tags, temp=False)
         if not await self._holds(pointer, digest):
-            await self._writers.ask("put_object", pointer, Body=data, **_properties(digest, tags))
+            answer = await self._writers.ask("put_object", pointer, Body=data, **_properties(digest, tags))
+            if "ETag" not in answer:  # AIStore may tell none, as may what is no S3
+                await self._check_size(pointer, len(data))
         return pointer
 
     async def _holds(self, pointer: S3Pointer, digest: Digest) -> bool:
@@ -204,6 +206,12 @@ class S3Storage:
         size: int = (await self._readers.ask("head_object", pointer))["ContentLength"]
         return size
 
+    async def _check_size(self, pointer: S3Pointer, size: int) -> None:
+        """Raise ObjectStoreError where what was written has another size."""
+        found = await self._size(pointer)
+        if found != size:
+            raise ObjectStoreError(f"{uri_of(pointer)}: S3 made {found} bytes of {size}")
+
     async def _copy(self, source: S3Pointer, goal: S3Pointer, digest: Digest, tags: Tags) -> None:
         size = digest["content_size"]
         if size > self._copy_threshold:
@@ -217,9 +225,7 @@ class S3Storage:
                 TaggingDirective="REPLACE",
                 **_properties(digest, tags),
             )
-        found = await self._size(goal)
-        if found != size:
-            raise ObjectStoreError(f"{uri_of(goal)}: S3 made {found} bytes of a copy of {size}")
+        await self._check_size(goal, size)
 
     async def _copy_in_parts(self, source: S3Pointer, goal: S3Pointer, digest: Digest, tags: Tags) -> None:
         size = digest["content_size"]

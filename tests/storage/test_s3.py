@@ -187,6 +187,29 @@ def test_an_answer_that_is_no_list_is_not_an_empty_one(store: S3ObjectStore, s3_
         list(store.list_objects())
 
 
+def test_a_put_that_something_else_acknowledged_is_no_success(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    async def page(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response(text="<html><body>Please log in.</body></html>", content_type="text/html")
+
+    store.put_object("obj", b"old")
+    s3_proxy.inject(page, operation="PutObject")
+    with pytest.raises(ObjectStoreError, match="without storing it"):
+        store.put_object("obj", b"content")
+
+
+def test_a_server_that_tells_no_etag_has_stored_it_all_the_same(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
+    """As AIStore does of a bucket whose checksums are no MD5s."""
+
+    async def unnamed(exchange: Exchange) -> web.StreamResponse:
+        async with await exchange.ask() as response:
+            return web.Response(status=response.status)
+
+    s3_proxy.inject(unnamed, operation="PutObject")
+    assert store.put_object("obj", b"content").etag is None
+    assert read(store, "obj") == b"content"
+
+
 def test_other_refusals_are_final(store: S3ObjectStore, s3_proxy: S3Proxy) -> None:
     s3_proxy.inject(answer(400, "InvalidArgument"))
     with pytest.raises(ObjectStoreError, match="InvalidArgument") as caught:
@@ -545,6 +568,30 @@ def test_where_etags_tell_nothing_a_completion_that_may_be_lost_is_no_success(
     with pytest.raises(ObjectStoreError, match="NoSuchUpload"):
         store.put_object("obj", pieces(CONTENT))
     assert read(store, "obj") == CONTENT
+
+
+def test_an_upload_that_fails_on_the_connection_of_an_empty_one_is_no_success(
+    store: S3ObjectStore, s3_proxy: S3Proxy, tmp_path: Path
+) -> None:
+    """Of an empty object no `100 Continue` comes; botocore before 1.43.77 took its status for that of the next."""
+
+    async def stored(exchange: Exchange) -> web.StreamResponse:
+        assert exchange.request.headers["Expect"] == "100-continue"
+        return web.Response(headers={"ETag": '"0"'})
+
+    async def fail(exchange: Exchange) -> web.StreamResponse:
+        response = await answer(503, "", xml=False)(exchange)
+        response.force_close()
+        return response
+
+    s3_proxy.inject(stored, operation="PutObject")
+    s3_proxy.inject(fail, operation="PutObject", nth=2, times=QUICK.tries)
+    (tmp_path / "empty").touch()
+    (tmp_path / "up").write_bytes(b"content")
+    store.upload_object("empty", tmp_path / "empty")
+    assert s3_proxy.connections == 1
+    with pytest.raises(ObjectStoreTransientError, match="503"):
+        store.upload_object("obj", tmp_path / "up")
 
 
 def test_many_threads_share_a_store(s3: S3Client, bucket: str) -> None:

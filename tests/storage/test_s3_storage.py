@@ -520,6 +520,22 @@ async def test_a_copy_that_was_acknowledged_and_not_made_is_a_failure(
     assert keys(s3, bucket) == ([KEY] if there else [])
 
 
+@pytest.mark.parametrize("there", [b"small", None], ids=["other", "missing"])
+async def test_content_that_something_else_acknowledged_is_a_failure(
+    storage: S3Storage, s3_proxy: S3Proxy, s3: S3Client, bucket: str, there: bytes | None
+) -> None:
+    async def page(exchange: Exchange) -> web.StreamResponse:
+        await exchange.drain()
+        return web.Response(text="<html><body>Please log in.</body></html>", content_type="text/html")
+
+    content = b"content"
+    if there is not None:
+        s3.put_object(Bucket=bucket, Key=f"pre/{hashlib.sha256(content).hexdigest()}.bin", Body=there)
+    s3_proxy.inject(page, operation="PutObject")
+    with pytest.raises(ObjectStoreError if there else FileNotFoundError):
+        await storage.write_data(content)
+
+
 # How much at once
 
 
