@@ -79,13 +79,19 @@ async def numbers(port: int) -> Numbers:
     return Numbers(page)
 
 
-async def counted(port: int, expected: dict[tuple[str, str], float]) -> Numbers:
-    """The numbers, once so many objects are finished: an answer is counted as it has been sent."""
+async def counted(port: int, expected: dict[tuple[str, str], float], **gauges: float) -> Numbers:
+    """The numbers, once so many objects are finished, and the gauges are what they are to become.
+
+    An answer is counted as it has been sent, and what it held is given back after that.
+    """
     deadline = time.monotonic() + PATIENCE
-    while (seen := await numbers(port)).requests() != expected:
-        assert time.monotonic() < deadline, seen.requests()
+    while True:
+        seen = await numbers(port)
+        now = {name: seen(name) for name in gauges}
+        if seen.requests() == expected and now == gauges:
+            return seen
+        assert time.monotonic() < deadline, (seen.requests(), now)
         await asyncio.sleep(0.02)
-    return seen
 
 
 class Raises(ETLServer):
@@ -145,7 +151,8 @@ async def test_each_way_is_counted_with_its_bytes_and_its_time(
         await raw.chunk(b"")
         assert (await raw.answer()).body == CONTENT.upper()
     ways = {"push": 2, "pull": 1, "fqn": 2, "websocket": 2, "download": 1}
-    seen = await counted(live.port, {(way, "200"): count for way, count in ways.items()})
+    finished: dict[tuple[str, str], float] = {(way, "200"): count for way, count in ways.items()}
+    seen = await counted(live.port, finished, etl_in_flight=0, etl_admitted_bytes=0)
     for way, count in ways.items():
         assert seen("etl_transform_seconds_count", way=way) == count
         assert seen("etl_transform_seconds_sum", way=way) > 0
@@ -153,7 +160,6 @@ async def test_each_way_is_counted_with_its_bytes_and_its_time(
         assert seen("etl_object_bytes_count", direction=direction) == 8
         assert seen("etl_object_bytes_sum", direction=direction) == 8 * len(CONTENT)
         assert seen("etl_object_bytes_bucket", direction=direction, le="64.0") == 8
-    assert seen("etl_in_flight") == seen("etl_admitted_bytes") == 0
 
 
 @pytest.mark.parametrize("cls", [Upper, *STREAMS])
@@ -275,10 +281,8 @@ async def test_clients_that_go_away_and_what_is_in_flight(serve: Serve, drive: D
             assert seen("etl_in_flight") == 3
             assert seen("etl_admitted_bytes") == live.worker.admission.memory.used
             client.reset()
-            seen = await counted(live.port, {("push", "gone"): 1})
-            assert seen("etl_in_flight") == 2
-    seen = await counted(live.port, {("push", "gone"): 1, ("websocket", "gone"): 2})
-    assert seen("etl_in_flight") == seen("etl_admitted_bytes") == 0
+            await counted(live.port, {("push", "gone"): 1}, etl_in_flight=2)
+    await counted(live.port, {("push", "gone"): 1, ("websocket", "gone"): 2}, etl_in_flight=0, etl_admitted_bytes=0)
     Gated.gate.set()
 
 
@@ -397,12 +401,12 @@ def test_threads_lose_no_count() -> None:
 
 
 TRANSFORM = """
-import os, sys
+import os
 from etl_server import ETLServer
 
 class Pid(ETLServer):
     def teardown(self):
-        print("teardown of", os.getpid(), file=sys.stderr, flush=True)
+        os.write(2, f"teardown of {os.getpid()}\\n".encode())  # at once: the other worker writes there, too
 
     def transform(self, data, path, etl_args):
         if etl_args:
@@ -451,6 +455,11 @@ def push_to_both(server: ServerProcess, others: frozenset[int] = frozenset()) ->
     return count, workers
 
 
+def idle(seen: Numbers, count: float) -> bool:
+    """Whether so many pushes are finished, and nothing else is under way."""
+    return seen.requests() == {("push", "200"): count} and seen("etl_in_flight") == seen("etl_admitted_bytes") == 0
+
+
 def wait_until(server: ServerProcess, condition: Callable[[Numbers], bool]) -> Numbers:
     """The numbers that fulfil it, whoever is asked: several in a row."""
     deadline = time.monotonic() + STARTS
@@ -465,12 +474,11 @@ def wait_until(server: ServerProcess, condition: Callable[[Numbers], bool]) -> N
 
 def test_whichever_worker_is_asked_shows_the_sums_of_all(two_workers: ServerProcess) -> None:
     count, _ = push_to_both(two_workers)
-    seen = wait_until(two_workers, lambda seen: seen.requests() == {("push", "200"): count})
+    seen = wait_until(two_workers, lambda seen: idle(seen, count))
     assert seen("etl_transform_seconds_count", way="push") == count
     assert seen("etl_object_bytes_sum", direction="in") == count * len(CONTENT)
     assert seen("etl_worker_restarts_total") == 0
     assert len(seen.families["etl_build_info"].samples) == 1
-    assert seen("etl_in_flight") == 0
 
 
 def test_what_a_dead_worker_counted_stays_and_its_gauges_go(two_workers: ServerProcess, tmp_path: Path) -> None:
@@ -488,9 +496,7 @@ def test_what_a_dead_worker_counted_stays_and_its_gauges_go(two_workers: ServerP
         for worker in workers:
             two_workers.wait_for_line(f"worker {worker} died")
     more, _ = push_to_both(two_workers, frozenset(workers))
-    seen = wait_until(two_workers, lambda seen: seen.requests() == {("push", "200"): count + more})
-    assert seen("etl_worker_restarts_total") == 2
-    assert seen("etl_in_flight") == seen("etl_admitted_bytes") == 0
+    seen = wait_until(two_workers, lambda seen: idle(seen, count + more) and seen("etl_worker_restarts_total") == 2)
     assert seen("etl_transform_seconds_count", way="push") == count + more
     assert seen("etl_transform_seconds_sum", way="push") > before("etl_transform_seconds_sum", way="push")
 
@@ -540,7 +546,7 @@ def test_one_worker_makes_no_files(tmp_path: Path, temporary: Path) -> None:
     (tmp_path / "pid.py").write_text(TRANSFORM)
     with ServerProcess.serve(f"{tmp_path / 'pid.py'}", environment={"TMPDIR": str(temporary)}) as server:
         assert server.put(CONTENT)[0] == 200
-        assert Numbers(scrape(server.port)[0]).requests() == {("push", "200"): 1}
+        wait_until(server, lambda seen: seen.requests() == {("push", "200"): 1})
         assert list(temporary.iterdir()) == []
 
 
