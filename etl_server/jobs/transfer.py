@@ -387,15 +387,22 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
+        piece = self._take(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def readall(self) -> bytes:
+        return self._take(-1)
+
+    def _take(self, size: int) -> bytes:
         try:
             with self._lock:
-                piece = self._stream.read(len(view))
+                piece = self._stream.read(size)
         except BaseException as error:
             self.failure = error
             raise
-        view[: len(piece)] = piece
         self.count += len(piece)
-        return len(piece)
+        return piece
 
     def cut(self) -> None:
         """Nobody reads any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -28,6 +29,8 @@ _UNSTORABLE = frozenset(
 _NO_HARD_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _DIRECTORIES_KEPT = 64
+_RANDOM = uuid.uuid4().hex
+_NUMBERS = itertools.count()
 _RACES = 100
 """How often somebody else may remove an empty directory just before it is used."""
 
@@ -525,7 +528,9 @@ def unreadable_told(body: object) -> Iterator[None]:
 
 
 def _incoming_name(owner: str) -> str:
-    return f"{INCOMING}-{owner}-{uuid.uuid4().hex}" if owner else f"{INCOMING}-{uuid.uuid4().hex}"
+    """A name that no other file has, not of any process either: a random number for each file would cost more."""
+    unique = f"{_RANDOM}-{os.getpid():x}-{next(_NUMBERS):x}"
+    return f"{INCOMING}-{owner}-{unique}" if owner else f"{INCOMING}-{unique}"
 
 
 def _rename(incoming: str, file: str, directory: int) -> None:

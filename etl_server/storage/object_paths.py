@@ -7,11 +7,15 @@ it, which keeps the mapping reversible. Every other name, also one that holds a 
 
 from __future__ import annotations
 
+import re
+
 INCOMING = ".etl-server-incoming"
 """What the names of files that are not whole yet begin with; no object's file has such a name."""
 
 _ESCAPE = "%"
 _RELATIVE = frozenset(("", ".", ".."))
+_UNLIKE_A_PATH = re.compile(rf"(?:\A|/){_ESCAPE}*(?:\.{{0,2}}(?:/|\Z)|{re.escape(INCOMING)})")
+"""Finds a segment that is not the same in names and paths: few have one, and to look at each segment takes longer."""
 
 
 def object_path(name: str) -> str:
@@ -22,6 +26,8 @@ def object_path(name: str) -> str:
     """
     if "\0" in name:
         raise ValueError("an object's name cannot hold a NUL character")
+    if _UNLIKE_A_PATH.search(name) is None:
+        return name
     return "/".join(_ESCAPE + segment if _is_escaped(segment) else segment for segment in name.split("/"))
 
 
@@ -31,6 +37,8 @@ def object_name(path: str) -> str:
     Raises:
         ValueError: no object has this path.
     """
+    if _UNLIKE_A_PATH.search(path) is None:
+        return path
     components = path.split("/")
     if any(_is_reserved(component) for component in components):
         raise ValueError(f"{path!r} is no object's path")

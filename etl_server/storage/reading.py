@@ -131,6 +131,15 @@ class ResumingReader(Span):
         self._body_position = self._position + len(data)
         return len(data)
 
+    def readall(self) -> bytes:
+        """All that is left. What comes in one piece, as it mostly does, is not copied."""
+        pieces = []
+        while self._position < self._stop:
+            pieces.append(self._policy.call(lambda: self._read(self._stop - self._position)))
+            self._position += len(pieces[-1])
+            self._body_position = self._position
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def _read(self, size: int) -> bytes:
         if self._body_position != self._position:  # somebody has sought meanwhile
             self._drop()

@@ -44,3 +44,11 @@ class Span(io.RawIOBase):
         count = self._read_into(view) if view else 0
         self._position += count
         return count
+
+    def readall(self) -> bytes:
+        """All that is left, in pieces as large as they come."""
+        whole = memoryview(bytearray(max(0, self._stop - self._position)))
+        rest = whole
+        while rest:
+            rest = rest[self.readinto(rest) :]
+        return bytes(whole)
