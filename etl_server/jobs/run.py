@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,7 @@ from ..storage import ObjectStore, open_store
 from .claims import claimed
 from .copies import remove_copies
 from .engines import LEASE, Busy, Engine
-from .engines.local import LocalEngine
+from .engines.local import LocalEngine, Processes
 from .fingerprint import fingerprint
 from .ledger import Ledger, Litter, Outcome, Task, Totals, default_path
 from .naming import Naming, Selection
@@ -165,7 +166,11 @@ class Job:
         sink_uri = options.sink or ""
         path = options.ledger or default_path(options.source, sink_uri)
         forgotten = options.inspect or (options.dry_run and not path.exists())
-        with open_store(options.source) as source, Ledger(None if forgotten else path, options.source, sink_uri) as led:
+        with ExitStack() as stack:
+            source = stack.enter_context(open_store(options.source))
+            led = stack.enter_context(Ledger(None if forgotten else path, options.source, sink_uri))
+            early = options.workers if options.engine == "local" and not options.dry_run else 0
+            processes = stack.enter_context(Processes(early, led.lock))
             self._plan(led, source, code)
             orphans = led.orphans(options.selection.prefix) if options.sync else []
             self.first = list(itertools.islice(led.due(), FAILURES_KEPT))
@@ -180,7 +185,7 @@ class Job:
                     if orphans:
                         self._delete(led, orphans)
                     if self.summary.due.objects:
-                        self._work(cls, files, led, code, observer)
+                        self._work(cls, files, led, code, observer, processes)
             finally:
                 report(led)
         return self.summary
@@ -214,9 +219,17 @@ class Job:
                     self.summary.deleted += 1
                 ledger.forget(output)
 
-    def _work(self, cls: type[ETLServer], files: dict[str, str], ledger: Ledger, code: str, observer: Observer) -> None:
+    def _work(
+        self,
+        cls: type[ETLServer],
+        files: dict[str, str],
+        ledger: Ledger,
+        code: str,
+        observer: Observer,
+        processes: Processes,
+    ) -> None:
         started = time.monotonic()
-        engine = self._engine(cls, files, ledger)
+        engine = self._engine(cls, files, ledger, processes)
         ledger.littered = Litter.HERE if self._options.engine == "local" else Litter.ELSEWHERE
         try:
             self._attentive = True
@@ -271,7 +284,7 @@ class Job:
                 return
         ledger.littered = Litter.NONE
 
-    def _engine(self, cls: type[ETLServer], files: dict[str, str], ledger: Ledger) -> Engine:
+    def _engine(self, cls: type[ETLServer], files: dict[str, str], ledger: Ledger, processes: Processes) -> Engine:
         options = self._options
         workers = max(1, min(options.workers, self.summary.due.objects))
         config = WorkerConfig(
@@ -289,7 +302,7 @@ class Job:
 
             config = config._replace(make=functools.partial(make_shipped_server, serialize_class(cls)), files={})
             return RayEngine(config, self._settings, self.summary.due.objects, options.ray_address)
-        return LocalEngine(config, self._settings, workers, options.object_timeout, ledger.lock)
+        return LocalEngine(config, self._settings, workers, options.object_timeout, processes)
 
     def _outcomes(self, engine: Engine, tasks: Iterator[Task], observer: Observer) -> Iterator[list[Outcome]]:
         """What comes of the tasks, in portions that are worth saving."""

@@ -92,7 +92,10 @@ def main(connection: int, board: int, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(connection)
-    sys.path[:], settings, config = pipe.recv()
+    try:
+        sys.path[:], settings, config = pipe.recv()
+    except (EOFError, OSError):  # there is nothing to do
+        return
     configure_logging(settings)
     sys.setswitchinterval(SWITCH_INTERVAL)
     asyncio.run(_Worker(pipe, Board(board), settings, config).run())
@@ -224,8 +227,13 @@ class _Worker:
 
         Lanes do this between two objects, because a thread of its own would quarrel with them about the interpreter.
         """
-        if not self._sending.acquire(blocking=wait):
-            return
+        while self._sending.acquire(blocking=wait):
+            self._settle_and_send()
+            # Of what came meanwhile, nobody else will send the last.
+            if not self._outcomes or not self._tasks.empty():
+                return
+
+    def _settle_and_send(self) -> None:
         try:
             self._flush_due = float("inf")
             with self._lock:

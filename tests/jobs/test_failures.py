@@ -27,6 +27,30 @@ from .test_stores import _credentials
 __all__ = ["_credentials", "bucket", "s3", "s3_server"]
 
 
+FORKING = """
+import os, time
+from etl_server import ETLServer
+
+class Forking(ETLServer):
+    def transform(self, data, path, etl_args):
+        if data == b"fork":
+            child = os.fork()
+            if child == 0:
+                time.sleep(1000)
+            with open(etl_args, "a") as file:
+                print(child, file=file)
+            os._exit(7)
+        return data
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
 def test_a_bad_object_fails_alone_and_the_last_lines_say_how_to_go_on(bench: Bench) -> None:
     bench.fill(a="one", b="bad", c="three")
     done = bench.run()
@@ -58,6 +82,22 @@ def test_an_object_that_its_process_died_of_once_succeeds_alone(bench: Bench, tm
     bench.fill(**{f"ok{number}": "fine" for number in range(10)}, unlucky=f"once {tmp_path / 'marker'}")
     assert bench.events()["done"] == 11
     assert len(bench.outputs) == 11
+
+
+def test_a_worker_is_missed_whose_child_lives_on_and_the_child_ends(bench: Bench, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    bench.spec.write_text(FORKING)
+    bench.fill(killer="fork", **{f"ok{number}": "fine" for number in range(10)})
+    done = bench.run("--etl-args", str(child))
+    assert done.returncode == 1
+    assert "  killer: its process ended with exit code 7, twice" in done.stdout
+    assert len(bench.outputs) == 10
+    pids = [int(pid) for pid in child.read_text().split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(lives(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_transform_that_hangs_is_ended(bench: Bench) -> None:

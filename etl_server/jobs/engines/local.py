@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from types import TracebackType
 
 from ...config import Settings
 from ...errors import JobError, signal_name
@@ -34,15 +35,44 @@ MOST_NAMES = 64 * 1024
 """Characters of names that a worker has at once: they fit into the socket, so that sending never waits."""
 FALSE_STARTS = 3
 """Workers in a row that may die before they are ready."""
+EARLY = 4
+"""Workers that start before it is known what there is to do, at the most: for nothing, it may turn out."""
 STOP_GRACE = 10.0
 """Seconds that a worker has for its teardown."""
+
+
+class Processes:
+    """Where processes come from that become workers. A context manager, which ends those that became none."""
+
+    def __init__(self, early: int, lock: int) -> None:
+        """
+        Args:
+            early: how many will be needed, it seems; some of them start now, while it is planned what they are for.
+            lock: descriptor that they keep open as long as they live; -1: none.
+        """
+        self._lock = lock
+        self._early = deque(_Process(lock) for _ in range(min(early, EARLY)))
+
+    def take(self) -> _Process:
+        """A process that waits to be told what to do."""
+        return self._early.popleft() if self._early else _Process(self._lock)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for process in self._early:
+            process.kill()
+            process.end()
 
 
 class LocalEngine(Engine):
     """Processes of this machine."""
 
     def __init__(
-        self, config: WorkerConfig, settings: Settings, workers: int, timeout: float | None, lock: int
+        self, config: WorkerConfig, settings: Settings, workers: int, timeout: float | None, processes: Processes
     ) -> None:
         """
         Args:
@@ -50,13 +80,13 @@ class LocalEngine(Engine):
             settings: of the transform.
             workers: how many there are.
             timeout: seconds that a transform may take for an object, or a stream between two pieces.
-            lock: descriptor that the workers keep open as long as they live; -1: none.
+            processes: what the workers are made of.
         """
         self._config = config
         self._settings = settings
         self._count = workers
         self._timeout = timeout
-        self._lock = lock
+        self._processes = processes
         self._false_starts = 0
         self._stopping = False
         self._again: deque[Task] = deque()
@@ -67,7 +97,7 @@ class LocalEngine(Engine):
         self._workers = [self._spawn() for _ in range(workers)]
 
     def _spawn(self, suspect: tuple[Task, str] | None = None) -> _Worker:
-        return _Worker(self._config, self._settings, self._lock, suspect)
+        return _Worker(self._processes.take(), self._config, self._settings, suspect)
 
     def room(self) -> int:
         return max(0, sum(worker.room() for worker in self._workers) - len(self._again))
@@ -81,12 +111,12 @@ class LocalEngine(Engine):
             self._again.clear()
             self._suspects.clear()
             return
-        while self._again:
-            worker = max(self._workers, key=_Worker.room)
-            room = worker.room()
-            if room <= 0:
-                break
-            worker.give([self._again.popleft() for _ in range(min(len(self._again), max(1, room // 2)))])
+        waiting = len(self._again)
+        rooms = [(worker, worker.room()) for worker in self._workers] if waiting else []
+        whole = sum(room for _, room in rooms)
+        for worker, room in rooms:
+            if share := min(room, -(-waiting * room // whole) if room else 0, len(self._again)):
+                worker.give([self._again.popleft() for _ in range(share)])
         if self._suspects and not any(worker.suspect for worker in self._workers):
             isolated = self._spawn(self._suspects.popleft())
             self._workers.append(isolated)
@@ -96,9 +126,15 @@ class LocalEngine(Engine):
     def poll(self, timeout: float) -> list[Outcome]:
         self._distribute()
         outcomes, self._lost = self._lost, []
-        ready = wait([worker.pipe for worker in self._workers], 0 if outcomes else timeout)
-        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+        # One that has died may have children that live on and hold its end of the pipe.
+        dead = [worker for worker in self._workers if worker.is_dead()]
+        ready = wait([worker.pipe for worker in self._workers], 0 if outcomes or dead else timeout)
+        for worker in [worker for worker in self._workers if worker.pipe in ready or worker in dead]:
+            if worker in dead:
+                worker.kill()
             outcomes += self._receive(worker)
+            if worker in dead and worker in self._workers:
+                self._bury(worker)
         self._end_overdue()
         return outcomes
 
@@ -197,7 +233,7 @@ class _Worker:
     """A worker process, as its parent sees it."""
 
     def __init__(
-        self, config: WorkerConfig, settings: Settings, lock: int, suspect: tuple[Task, str] | None = None
+        self, process: _Process, config: WorkerConfig, settings: Settings, suspect: tuple[Task, str] | None = None
     ) -> None:
         """`suspect`: the one task that it is for, and what became of the worker that had it before."""
         self.suspect = suspect
@@ -208,21 +244,11 @@ class _Worker:
         self._lanes = 1
         self._rate = 0.0
         """Outcomes a second."""
-        ours, theirs = socket.socketpair()
-        board = Board.create()
-        code = "import sys; from etl_server.jobs.worker import main; main(*map(int, sys.argv[1:]))"
-        descriptors = [theirs.fileno(), board, *([lock] if lock >= 0 else [])]
-        # A session of its own: Ctrl-C reaches the parent only, and whatever the transform started ends with it.
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", code, str(theirs.fileno()), str(board), str(os.getpid())],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self.board = Board(board)
-        os.close(board)
-        self.pipe = Connection(ours.detach())
+        self._process = process
+        self.board = process.board
+        self.pipe = process.pipe
+        self.is_dead = process.is_dead
+        self.kill = process.kill
         with contextlib.suppress(OSError):
             self.pipe.send((sys.path, settings, config))
 
@@ -245,7 +271,7 @@ class _Worker:
         # By how long the work took, not by how long ago the last message came: outcomes wait for being durable.
         seconds = sum(outcome.seconds for outcome in message.outcomes) / message.lanes
         rate = len(message.outcomes) / max(seconds, 0.0001)
-        self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+        self._rate = rate if not self._rate else 0.5 * self._rate + 0.5 * rate
         self._lanes = message.lanes
         known = []
         for outcome in message.outcomes:
@@ -261,22 +287,59 @@ class _Worker:
             with contextlib.suppress(OSError):
                 self.pipe.send(Stop)
 
+    def end(self, patience: float = 1.0) -> tuple[str, set[int]]:
+        """How it has ended, and the tasks that it had begun by then. After `patience` seconds it is killed."""
+        return self._process.end(patience)
+
+
+class _Process:
+    """A process that is a worker, or will be: it waits for its configuration."""
+
+    def __init__(self, lock: int) -> None:
+        """`lock`: descriptor that it keeps open as long as it lives; -1: none."""
+        ours, theirs = socket.socketpair()
+        board = Board.create()
+        code = "import sys; from etl_server.jobs.worker import main; main(*map(int, sys.argv[1:]))"
+        descriptors = [theirs.fileno(), board, *([lock] if lock >= 0 else [])]
+        # A session of its own: Ctrl-C reaches the parent only, and whatever the transform started ends with it.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", code, str(theirs.fileno()), str(board), str(os.getpid())],
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self.board = Board(board)
+        os.close(board)
+        self.pipe = Connection(ours.detach())
+
+    def is_dead(self) -> bool:
+        """Whether it has ended, whatever became of what it has started."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """End it at once, with what it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill_group()
         self._process.kill()
 
     def end(self, patience: float = 1.0) -> tuple[str, set[int]]:
-        """How it has ended, and the tasks that it had begun by then. After `patience` seconds it is killed."""
+        """How it has ended, and the tasks that it had begun by then. After `patience` seconds it is killed.
+
+        What it has started ends with it.
+        """
         try:
             code = self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self.kill()
             code = self._process.wait()
+        self._kill_group()
         begun = {active.task_id for active in self.board.active()}
         self.pipe.close()
         self.board.close()
         if code >= 0:
             return f"ended with exit code {code}", begun
         return f"was killed by {signal_name(-code)}", begun
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ from ...errors import JobError
 from ..ledger import Outcome, Task
 from ..worker import WorkerConfig
 from . import LEASE, Busy
-from .local import LocalEngine
+from .local import LocalEngine, Processes
 
 LEASE_GRACE = 3.0
 """Seconds before the end of its lease at which an actor ends: looking for it takes a while."""
@@ -102,7 +102,7 @@ class Worker:
             owner=wanted.config.owner._replace(journal=journal),
         )
         # This thread is the one whose end the worker process does not survive.
-        self._engine = LocalEngine(config, wanted.settings, 1, wanted.timeout, -1)
+        self._engine = LocalEngine(config, wanted.settings, 1, wanted.timeout, Processes(0, -1))
         threading.Thread(target=self._end_when_forgotten, daemon=True).start()
         return ""
 
