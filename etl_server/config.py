@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     keepalive_expiry: float = Field(30.0, alias="KEEPALIVE_EXPIRY", ge=0, allow_inf_nan=False)
     """Seconds after which an idle outbound connection is closed."""
     io_timeout: float = Field(300.0, alias="ETL_IO_TIMEOUT", gt=0, allow_inf_nan=False)
-    """Seconds without a byte on an outbound connection after which it counts as lost."""
+    """Seconds without a byte after which a connection counts as lost, be it ours to others or a client's to us."""
 
     source: str = Field("", alias="ETL_SOURCE")
     """URI of the object store that GET reads from; empty: the target."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .worker import Handler, Now
 
 LONGEST_HEAD = 128 * 1024
-"""Bytes of a request's head; a longer one is refused with 431."""
+"""Bytes of a request's head, and of what comes between and behind the chunks of its body; more is refused with 431."""
 HEAD_TIMEOUT = 30.0
 """Seconds that a request's head may take to come."""
 CHECK_INTERVAL = 5.0
@@ -57,6 +57,7 @@ class ObjectProtocol(HttpToolsProtocol):
         """Whether the request asks for a protocol that is not spoken here."""
         self._in_head = False
         self._head_size = 0
+        """Bytes that have come since the request began, or since the last ones of its body."""
         self._since = self.loop.time()
         self._unsent = 0
         self._why = "The client went away"
@@ -93,7 +94,7 @@ class ObjectProtocol(HttpToolsProtocol):
             self.parser = self._new_parser()
 
     def data_received(self, data: bytes | memoryview) -> None:
-        in_head = self._in_head
+        self._head_size += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgraded:
@@ -111,10 +112,8 @@ class ObjectProtocol(HttpToolsProtocol):
             return
         if self._unstarted is not None:
             self._start_unstarted()
-        if self._in_head and in_head:
-            self._head_size += len(data)
-            if self._head_size > LONGEST_HEAD:
-                self._refuse(431, b"Request header fields too large.")
+        if self._head_size > LONGEST_HEAD:
+            self._refuse(431, b"Request header fields too large.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -168,6 +167,7 @@ class ObjectProtocol(HttpToolsProtocol):
             self._unstarted = exchange
 
     def on_body(self, body: bytes) -> None:
+        self._head_size = 0
         exchange = self._current
         if exchange is None:
             super().on_body(body)
