@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field("info", alias="ETL_LOG_LEVEL")
     log_format: Literal["text", "json"] = Field("text", alias="ETL_LOG_FORMAT")
     """How a server writes its logs: one line an event."""
+    access_log: bool = Field(False, alias="ETL_ACCESS_LOG")
+    """Log each object that is done, too."""
     metrics: bool = Field(True, alias="ETL_METRICS")
     """Count objects, and show the numbers at `/metrics`."""
     metrics_directory: str = Field("", alias="PROMETHEUS_MULTIPROC_DIR")

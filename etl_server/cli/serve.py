@@ -33,6 +33,10 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning, error or critical.  [ETL_LOG_LEVEL, info]")
     ] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option("--access-log/--no-access-log", help="Log each object that is done, too.  [ETL_ACCESS_LOG, no]"),
+    ] = None,
 ) -> None:
     """Serve a class until SIGTERM or Ctrl-C.
 
@@ -51,6 +55,7 @@ def serve(
         "ETL_SOURCE": source,
         "ETL_SINK": sink,
         "ETL_LOG_LEVEL": log_level,
+        "ETL_ACCESS_LOG": access_log,
     }
     # Worker processes and the user's own __init__ read the environment, so that is where options go.
     os.environ.update({name: str(value) for name, value in options.items() if value is not None})

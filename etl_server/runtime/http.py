@@ -44,9 +44,10 @@ class ObjectProtocol(HttpToolsProtocol):
         self._etl = cast("ETLApp", self.config.app)
         self.worker = self._etl.worker
         put, get = self._etl.object_handlers["PUT"], self._etl.object_handlers["GET"]
-        self.push = put if put == self.worker.push else None
+        at_once = not self.worker.access_log
+        self.push = put if put == self.worker.push and at_once else None
         """What answers a PUT, where that may be begun at once."""
-        self.pull = get if get == self.worker.pull else None
+        self.pull = get if get == self.worker.pull and at_once else None
         """What answers a GET, where that may be begun at once."""
         self._current: HttpExchange | None = None
         """The exchange that the parser feeds, if the request is for an object."""

@@ -18,10 +18,12 @@ from ..config import Settings
 
 _ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 INDENT = "\n    "
+ACCESS = "etl_server.access"
+"""The logger of `ETL_ACCESS_LOG`."""
 
 
-class Failure(NamedTuple):
-    """What is logged of an object that failed: the attribute `failure` of the log record."""
+class Finished(NamedTuple):
+    """What is logged of an object that is finished: the attribute `finished` of the log record."""
 
     way: str
     """How it came: push, pull, fqn, download, websocket."""
@@ -29,12 +31,14 @@ class Failure(NamedTuple):
     status: int
     ms: int
     """Milliseconds from when its request came."""
-    detail: str
+    detail: str = ""
+    """Why it failed."""
     traceback: str = ""
 
     def __str__(self) -> str:
         """One line, and the traceback behind it."""
-        text = escaped(f"{self.way} {self.object}: {self.status} after {self.ms} ms: {self.detail}")
+        reason = f": {self.detail}" if self.detail else ""
+        text = escaped(f"{self.way} {self.object}: {self.status} after {self.ms} ms{reason}")
         return f"{text}\n{self.traceback.rstrip()}" if self.traceback else text
 
 
@@ -59,7 +63,7 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """A JSON object for programs: `time`, `level`, `logger`, `process`, `message`.
 
-    Of an object that failed also `way`, `object`, `status` and `ms`; and `traceback`, where there is one.
+    Of an object also `way`, `object`, `status` and `ms`; and `traceback`, where there is one.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -74,11 +78,11 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "process": record.process,
         }
-        failure = getattr(record, "failure", None)
-        if isinstance(failure, Failure):
-            message, traceback = failure.detail, failure.traceback
-            event |= {"way": failure.way, "object": self._told(failure.object)}
-            event |= {"status": failure.status, "ms": failure.ms}
+        finished = getattr(record, "finished", None)
+        if isinstance(finished, Finished):
+            message, traceback = finished.detail, finished.traceback
+            event |= {"way": finished.way, "object": self._told(finished.object)}
+            event |= {"status": finished.status, "ms": finished.ms}
         else:
             message = record.getMessage()
             traceback = self.formatException(record.exc_info) if record.exc_info else record.exc_text or ""
@@ -130,6 +134,7 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(logging.WARNING)
     level = settings.log_level.upper()
     logging.getLogger("etl_server").setLevel(level)
+    logging.getLogger(ACCESS).setLevel(logging.INFO)  # whoever wants it has said so, at any level
     # uvicorn tells of each start, stop and connection; what matters of that is said here already.
     logging.getLogger("uvicorn").setLevel("DEBUG" if level == "DEBUG" else "WARNING")
     logging.captureWarnings(True)

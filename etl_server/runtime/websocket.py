@@ -133,7 +133,7 @@ class Session:
         """An object is here, or is to be read from a file."""
         worker = self._worker
         self._taking = not worker.admission.draining.is_set()
-        quick = not (self._due or control.fqn or control.pipeline or control.etl_args)
+        quick = not (self._due or control.fqn or control.pipeline or control.etl_args or worker.access_log)
         if not quick or not worker.executor.is_quick(len(data)):
             lease = Lease(worker.admission.memory)
             self._start(_Due(control, lease), partial(self._transform, control, data, lease))
@@ -218,7 +218,10 @@ class Session:
                     raise
             else:
                 self._socket.send(head.result)
-                self._way.answered(200 if isinstance(head.result, bytes) else 204)
+                status = 200 if isinstance(head.result, bytes) else 204
+                self._way.answered(status)
+                if self._worker.access_log:
+                    self._worker.log_done(WAY, head.control.path, status, head.started)
         if self._ended.is_set():
             return
         self._set_paused()

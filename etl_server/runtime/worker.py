@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -49,7 +50,7 @@ from .execute import Executor, transform_error
 from .files import LocalFiles
 from .flow import BatchStream, ReadBuffer
 from .hop import Begun, Delivery, Hop, Pull, Traveller
-from .logs import Failure
+from .logs import ACCESS, Finished
 from .outbound import Headers, Outbound, Response
 from .ranges import ranged
 from .source import BodySource, BytesSource, FileSource, Source, TargetSource, UrlSource
@@ -118,6 +119,8 @@ class Worker:
         self.server = server
         self.settings = server.settings
         self.logger = server.logger
+        self.access_log = self.settings.access_log
+        """Whether each object that is done is logged."""
         self.started = False
         self.read_buffer = ReadBuffer()
         self.sessions: set[Stoppable] = set()
@@ -238,6 +241,8 @@ class Worker:
         way = self._ways.get(handler)
         if way is not None:
             (self.counts.fqn if _FQN in exchange.query else way).answered(outcome)
+            if self.access_log and isinstance(outcome, int) and outcome < 400:
+                self.log_done(*_way_and_name(exchange), outcome, exchange.started)
 
     def push_now(self, exchange: Traveller) -> Now:
         """Begin on an object that is here in whole and whose transform has been taking microseconds, in one step.
@@ -620,10 +625,14 @@ class Worker:
             status, detail = error.status, self.told(error)
             raised = error.__cause__ if isinstance(error, TransformError) else None
         traceback_text = self.printable("".join(traceback.format_exception(raised))) if raised else ""
-        ms = max(0, round((time.monotonic() - started) * 1000))
-        failure = Failure(way, self.printable(name), status, ms, what + detail, traceback_text)
+        failure = Finished(way, self.printable(name), status, _ms_since(started), what + detail, traceback_text)
         # Redacted here and not by the log's formatter, which under another ASGI server is not ours.
-        self.logger.warning("%s", failure, extra={"failure": failure})
+        self.logger.warning("%s", failure, extra={"finished": failure})
+
+    def log_done(self, way: str, name: str, status: int, started: float) -> None:
+        """One line for an object that is done; one that failed has had its own. See `log_failure`."""
+        done = Finished(way, self.printable(name), status, _ms_since(started))
+        logging.getLogger(ACCESS).info("%s", done, extra={"finished": done})
 
     def told(self, error: ETLError) -> str:
         """What an error says, fit to be shown: not long, and without any secret."""
@@ -641,6 +650,10 @@ def _way_and_name(exchange: Exchange) -> tuple[str, str]:
         return "download", decode_query(query).get("object_to", "")
     way = "fqn" if _FQN in query else {"PUT": "push", "GET": "pull", "HEAD": "pull"}.get(exchange.method)
     return way or exchange.method.lower(), decode_path(path)
+
+
+def _ms_since(moment: float) -> int:
+    return max(0, round((time.monotonic() - moment) * 1000))
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from etl_server.testing import Target
-from tests.helpers import ServerProcess, eventually
+from tests.helpers import ServerProcess, eventually, free_port, refused
 from tests.raw_client import PATIENCE, RawAnswer, RawClient
 
 TRANSFORM = """
@@ -108,11 +107,6 @@ def spec(tmp_path: Path) -> Path:
     return file
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 async def ask_until(client: RawClient, status: int) -> RawAnswer:
     """Ask for the health over one connection, until the answer is as wanted."""
     while True:
@@ -121,14 +115,6 @@ async def ask_until(client: RawClient, status: int) -> RawAnswer:
         if answer.status == status:
             return answer
         await asyncio.sleep(0.01)
-
-
-def refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,12 +19,15 @@ import pytest
 from websockets.asyncio.client import connect
 
 from etl_server import ETLServer, Settings
-from etl_server.runtime.logs import Failure, JsonFormatter, TextFormatter
+from etl_server.runtime.logs import Finished, JsonFormatter, TextFormatter
 from etl_server.testing import Target
+from etl_server.wire.names import encode_uname
 from tests.conftest import Live, Serve, Transport
-from tests.helpers import ServerProcess, eventually
+from tests.helpers import ServerProcess, ais_file, eventually, free_port, refused
 from tests.raw_client import PATIENCE, RawClient
-from tests.stages import refusing
+from tests.stages import Stage, answering, refusing, response
+
+from .transforms import UpperStream
 
 SECRET, TOKEN = "s3cr3t-0f-test", "t0ken-0f-test"
 FORGED = "a\n2026-01-01 00:00:00,000 ERROR   etl_server[1] forged\r\x1b[2K\u2028b"
@@ -89,8 +93,8 @@ def test_json_has_the_text_as_it_is(settings: Settings) -> None:
 
 
 def test_a_failure_has_its_parts_in_json(settings: Settings) -> None:
-    failure = Failure("push", "src/a\n", 500, 12, f"Processing error: {TOKEN}", "Traceback:\n  ValueError")
-    event = json.loads(JsonFormatter(settings).format(record("%s", failure, failure=failure)))
+    failure = Finished("push", "src/a\n", 500, 12, f"Processing error: {TOKEN}", "Traceback:\n  ValueError")
+    event = json.loads(JsonFormatter(settings).format(record("%s", failure, finished=failure)))
     assert {name: event[name] for name in ("way", "object", "status", "ms", "message", "traceback")} == {
         "way": "push",
         "object": "src/a\n",
@@ -102,8 +106,8 @@ def test_a_failure_has_its_parts_in_json(settings: Settings) -> None:
 
 
 def test_a_failure_is_one_line_of_text(settings: Settings) -> None:
-    failure = Failure("push", FORGED, 500, 12, "no", "Traceback:\n  ValueError")
-    line = TextFormatter(settings).format(record("%s", failure, failure=failure))
+    failure = Finished("push", FORGED, 500, 12, "no", "Traceback:\n  ValueError")
+    line = TextFormatter(settings).format(record("%s", failure, finished=failure))
     assert len(line.splitlines()) == 1
     assert ": 500 after 12 ms: no\\nTraceback:\\n  ValueError" in line
     assert str(failure).count("\n") == 2  # where another formatter writes it: what came from outside breaks no line
@@ -135,10 +139,10 @@ def test_nothing_that_is_secret_is_shown_in_either_format(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws-s3cr3t")
     assert TextFormatter(settings).format(record(text)).endswith(f" {shown}")
     assert json.loads(JsonFormatter(settings).format(record("%s", text)))["message"] == shown
-    failure = Failure("push", text, 500, 1, text, text)
-    event = json.loads(JsonFormatter(settings).format(record("%s", failure, failure=failure)))
+    failure = Finished("push", text, 500, 1, text, text)
+    event = json.loads(JsonFormatter(settings).format(record("%s", failure, finished=failure)))
     assert [event[name] for name in ("object", "message", "traceback")] == [shown] * 3
-    assert TextFormatter(settings).format(record("%s", failure, failure=failure)).count(shown) == 3
+    assert TextFormatter(settings).format(record("%s", failure, finished=failure)).count(shown) == 3
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -229,8 +233,8 @@ async def one(records: list[logging.LogRecord]) -> tuple[str, str, int]:
     """Way, object and status of the one failure that is logged; nothing else is."""
     await eventually(lambda: records)
     await asyncio.sleep(0.05)  # for a second one, which there must not be
-    ((failure, level),) = [(getattr(record, "failure", None), record.levelname) for record in records]
-    assert isinstance(failure, Failure)
+    ((failure, level),) = [(getattr(record, "finished", None), record.levelname) for record in records]
+    assert isinstance(failure, Finished)
     assert level == "WARNING"
     assert failure.ms >= 0
     return failure.way, failure.object, failure.status
@@ -298,7 +302,7 @@ async def test_a_transform_that_takes_too_long_is_one_line(serve: Serve, failure
         assert (await client.answer()).status == 500
     assert await one(failures) == ("push", "src/a", 500)
     assert "ETL_OBJECT_TIMEOUT=0.1" in failures[0].getMessage()
-    assert failures[0].__dict__["failure"].ms >= 100
+    assert failures[0].__dict__["finished"].ms >= 100
 
 
 async def test_an_answer_that_breaks_off_is_one_line(
@@ -384,7 +388,7 @@ async def test_an_object_that_fails_over_a_websocket_is_one_line(
                 assert await socket.recv() == b"good"
         await (socket.recv() if ws_error == "text" else socket.wait_closed())
     assert await one(failures) == ("websocket", "a", 500)
-    assert failures[0].__dict__["failure"].ms >= 290
+    assert failures[0].__dict__["finished"].ms >= 290
 
 
 async def test_each_object_that_a_websocket_leaves_is_one_line(serve: Serve, failures: list[logging.LogRecord]) -> None:
@@ -398,7 +402,7 @@ async def test_each_object_that_a_websocket_leaves_is_one_line(serve: Serve, fai
         socket.transport.abort()
     await eventually(lambda: len(failures) >= 3)
     await asyncio.sleep(0.05)
-    told = sorted((record.__dict__["failure"].object, record.__dict__["failure"].status) for record in failures)
+    told = sorted((record.__dict__["finished"].object, record.__dict__["finished"].status) for record in failures)
     assert told == [("a", 499), ("b", 499), ("half", 499)]
 
 
@@ -421,3 +425,81 @@ async def test_an_object_that_is_cut_as_the_server_ends_is_one_line(tmp_path: Pa
     events = [json.loads(line) for line in server.lines]
     failed = sorted((event["way"], event["object"], event["status"]) for event in events if "status" in event)
     assert failed == [("push", "src/a", 503), ("websocket", "b", 503)]
+
+
+# The access log
+
+
+@pytest.mark.parametrize("cls", [Fails, UpperStream])
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_each_object_that_is_done_is_one_line_where_that_is_asked_for(
+    serve: Serve,
+    target: Target,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    cls: type[ETLServer],
+    wanted: bool,
+) -> None:
+    (tmp_path / "src").mkdir(exist_ok=True)
+    (tmp_path / "src" / "a").write_bytes(b"x")
+    fqn = quote(quote(str(ais_file(tmp_path / "mp", "a", b"x")), safe=""), safe="")
+    live = serve(cls, host_target=target.url, authn_token=TOKEN, access_log=wanted)
+    with caplog.at_level(logging.INFO, "etl_server.access"):
+        async with client_of(live) as client, Stage(answering(response(200, b"x"))) as origin:
+            for _ in range(40):  # a fast one may change places
+                await client.put(f"/src/a%20{TOKEN}", b"x")
+                assert (await client.answer()).status == 200
+            await client.put("/src/a", b"x", f"ais-node-url: {target.destination('dst', 'a')}\r\n")
+            assert (await client.answer()).status == 204
+            for request in (f"PUT /src/a?etl_fqn={fqn}", f"GET /{encode_uname(target.uname('src', 'a'))}"):
+                await client.send(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+                assert (await client.answer()).status == 200
+            url = quote(f"{origin.url}/a", safe="")
+            await client.send(f"POST /download?original_url={url}&object_to=b/a HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await client.answer()).status == 200
+            for path in ("/health", "/metrics"):
+                await client.get(path)
+                assert (await client.answer()).status == 200
+        async with connect(f"ws://127.0.0.1:{live.port}/ws") as socket:
+            for _ in range(40):
+                await socket.send(b'{"path": "a"}')
+                await socket.send(b"x")
+                assert await socket.recv() in (b"x", b"X")
+    told = [record.__dict__["finished"] for record in caplog.records if record.name == "etl_server.access"]
+    lines = Counter((done.way, done.object, done.status) for done in told)
+    uname = "ais/@#/src/a"
+    expected = {("push", "src/a ***", 200): 40, ("websocket", "a", 200): 40, ("push", "src/a", 204): 1}
+    expected |= {("fqn", "src/a", 200): 1, ("pull", uname, 200): 1, ("download", "b/a", 200): 1}
+    assert lines == (expected if wanted else {})
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_the_access_log_has_one_line_an_object_and_no_secret(tmp_path: Path, log_format: str) -> None:
+    spec = tmp_path / "fails.py"
+    spec.write_text(
+        "from etl_server import ETLServer\nclass Fails(ETLServer):\n"
+        "    def transform(self, data, path, etl_args):\n        assert data != b'fail', 'no'\n        return data\n"
+    )
+    environment = {"ETL_LOG_FORMAT": log_format, "ETL_LOG_LEVEL": "warning", "AIS_AUTHN_TOKEN": TOKEN}
+    environment["ETL_PORT"] = str(free_port())
+    with ServerProcess.serve(str(spec), "--access-log", environment=environment) as server:
+        while refused(int(environment["ETL_PORT"])):  # at this level it does not say where it listens
+            await asyncio.sleep(0.05)
+        async with RawClient(int(environment["ETL_PORT"])) as client:
+            for name, data, status in ((f"a%0A{TOKEN}", b"good", 200), ("b%3Fsig=5igned", b"fail", 500)):
+                await client.put(f"/src/{name}", data)
+                assert (await client.answer()).status == status
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait) == 0
+    assert TOKEN not in server.stderr
+    assert "5igned" not in server.stderr
+    done, failed = server.lines
+    if log_format == "text":
+        assert re.search(r" INFO +etl_server\.access\[\d+\] push src/a\\n\*\*\*: 200 after \d+ ms$", done)
+        assert re.search(r"push src/b\?sig=\*\*\*:? 500 after", failed)
+    else:
+        event = json.loads(done)
+        assert (event["logger"], event["level"], event["way"]) == ("etl_server.access", "info", "push")
+        assert (event["object"], event["status"], event["message"]) == ("src/a\n***", 200, "")
+        assert event["ms"] >= 0
+        assert json.loads(failed)["status"] == 500
