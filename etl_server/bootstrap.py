@@ -42,18 +42,14 @@ def main() -> NoReturn:
         sys.exit(_start(spec))
     except KeyboardInterrupt:  # not SystemExit, which from the user's class is a failure
         sys.exit(0)
-    except ETLError as error:
-        _tell(one_line(error))
-        sys.exit(WRONG_INPUT if isinstance(error, (ConfigError, ClassLoadError, PayloadError)) else START_FAILED)
     except Exception as error:
-        _tell(f"the start failed: {type(error).__name__}: {one_line(error)}")
-        sys.exit(START_FAILED)
+        from .config import tell
 
-
-def _tell(text: str) -> None:
-    from .config import redact
-
-    print(f"etl-server: {redact(text)}", file=sys.stderr)
+        if isinstance(error, ETLError):
+            tell(one_line(error))
+        else:
+            tell(f"the start failed: {type(error).__name__}: {one_line(error)}")
+        sys.exit(WRONG_INPUT if isinstance(error, (ConfigError, ClassLoadError, PayloadError)) else START_FAILED)
 
 
 def _start(spec: str | None) -> int:

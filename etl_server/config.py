@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -225,6 +226,11 @@ def redact(text: str) -> str:
     """As `Settings.redact`, with the secrets of the environment: also where that makes no settings."""
     names = ("AIS_TARGET_URL", "AIS_AUTHN_TOKEN", "ETL_PAYLOAD_KEY")
     return _without(_secrets(*(os.environ.get(name, "") for name in names)), text)
+
+
+def tell(text: str) -> None:
+    """Say on stderr, without a secret, why a command ends."""
+    print(f"etl-server: {redact(text)}", file=sys.stderr)
 
 
 def _secrets(target: str, *others: str) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from ..errors import (
     ClassLoadError,
     ClusterError,
     ConfigError,
-    ETLError,
     JobError,
     PayloadError,
     UpstreamUnreachableError,
@@ -44,15 +43,8 @@ def main() -> None:
     """Run the command. Exits with 0 done, 1 some objects failed, 2 wrong usage."""
     try:
         app()
-    except (ClassLoadError, ConfigError, JobError, PayloadError) as error:
-        _tell(error)
-        sys.exit(USAGE_ERROR)
-    except (ClusterError, UpstreamUnreachableError) as error:
-        _tell(error)
-        sys.exit(FAILED)
+    except (ClassLoadError, ConfigError, JobError, PayloadError, ClusterError, UpstreamUnreachableError) as error:
+        from ..config import tell
 
-
-def _tell(error: ETLError) -> None:
-    from ..config import redact
-
-    print(f"etl-server: {redact(one_line(error))}", file=sys.stderr)
+        tell(one_line(error))
+        sys.exit(FAILED if isinstance(error, (ClusterError, UpstreamUnreachableError)) else USAGE_ERROR)
