@@ -55,6 +55,15 @@ def serve_instance(server: ETLServer, host: str | None = None, port: int | None 
     else:
         from ..payload import make_server, serialize_class
 
+        configure_logging(settings)
+        if own := sorted(vars(server).keys() - vars(ETLServer).keys()):
+            logger.warning(
+                "ETL_WORKERS=%d: each worker makes a %s() of its own, without what this one was given or has set (%s); "
+                "ETL_WORKERS=1 serves this one",
+                settings.workers,
+                type(server).__name__,
+                ", ".join(own),
+            )
         code = run(functools.partial(make_server, serialize_class(type(server))), settings)
     signal.setitimer(signal.ITIMER_REAL, 0)  # it has ended in time, and the caller goes on
     if code:

@@ -321,6 +321,22 @@ def test_start_serves_from_a_script_and_returns_when_it_is_over(tmp_path: Path, 
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     assert server.lines[-1] == "it is over"
+    assert "of its own" not in server.stderr  # it has nothing that the others would lack
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_start_says_what_its_workers_do_not_get_of_an_instance(tmp_path: Path, workers: str) -> None:
+    script = tmp_path / "script.py"
+    init = "    def __init__(self, suffix=b''):\n        super().__init__()\n        self.suffix = suffix\n"
+    text = SCRIPT.format(main="Upper(b'!').start('127.0.0.1', 0)").replace("data.upper()", "data.upper() + self.suffix")
+    script.write_text(text.replace("    def transform", f"{init}    def transform"))
+    with ServerProcess(str(script), environment={"ETL_WORKERS": workers}) as server:
+        port = server.wait_until_listening().port
+        assert put(port, b"hello") == (200, b"HELLO!" if workers == "1" else b"HELLO")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    told = [line for line in server.lines if "without what this one was given or has set (suffix)" in line]
+    assert len(told) == (workers == "2")
 
 
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
