@@ -269,6 +269,11 @@ class ObjectProtocol(HttpToolsProtocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that wait for the client to take them."""
+        return self.transport.get_write_buffer_size()
+
     def idle_since(self, moment: float) -> bool:
         """Whether nothing is in work, and nothing has come since that moment (`time.monotonic()`)."""
         if self._in_head or self._since > moment or not (self.cycle is None or self.cycle.response_complete):
@@ -309,7 +314,7 @@ class ObjectProtocol(HttpToolsProtocol):
         waited = self.loop.time() - self._since
         io_timeout = self.worker.settings.io_timeout
         exchange = self._current
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self.unsent
         if unsent:
             if unsent != self._unsent:
                 self._since = self.loop.time()

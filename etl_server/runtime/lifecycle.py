@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: ETLApp, listener: socket.socket) -> None:
         super().__init__(config)
         self.unfinished = 0
-        """How many objects were not finished."""
+        """How many objects were not finished, or connections had not taken their answers."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when objects are taken."""
         self.shares_listener = False
@@ -119,6 +119,13 @@ class Server(uvicorn.Server):
             self._told_to_stop = time.monotonic()
             signal.signal(signal.SIGALRM, self._end_late)
             signal.setitimer(signal.ITIMER_REAL, self._settings.drain_timeout + TEARDOWN_GRACE)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        cut = sum(getattr(connection, "unsent", 0) > 0 for connection in self.server_state.connections)
+        if cut:
+            self.unfinished += cut
+            logger.error("%d connection(s) had not taken their answers in time", cut)
 
     @property
     def exit_code(self) -> int:

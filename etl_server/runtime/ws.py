@@ -190,6 +190,11 @@ class _Connection(WSListener):
         self._wanted = True
         self._set_reading()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that wait for the client to take them."""
+        return int(self._stream.get_write_buffer_size())
+
     # uvicorn's, when the server shuts down
 
     def shutdown(self) -> None:

@@ -283,6 +283,24 @@ async def test_what_is_not_finished_in_time_is_cut_and_told_by_the_exit_code(spe
             assert (await client.answer()).status == 0
 
 
+async def test_answers_that_a_websocket_has_not_taken_in_time_are_told_by_the_exit_code(spec: Path) -> None:
+    """They are made and sent, and with the server they would go from where they wait for the client."""
+    spec.write_text(TRANSFORM.replace("data.upper()", "bytes(64 * 1024**2)"))
+    with ServerProcess.serve(str(spec), environment={"ETL_DRAIN_TIMEOUT": "1.5"}) as server:
+        port = server.wait_until_listening().port
+        async with connect(f"ws://127.0.0.1:{port}/ws", max_size=None) as socket:
+            await socket.send(b"{}")
+            await socket.send(b"x")
+            await asyncio.wait_for(await socket.ping(), PATIENCE)
+            socket.transport.pause_reading()
+            server.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) == 1
+            socket.transport.resume_reading()
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+    assert "1 connection(s) had not taken their answers in time" in server.stderr
+
+
 async def test_a_second_interrupt_cuts_what_is_in_flight_and_the_exit_code_tells(spec: Path) -> None:
     with ServerProcess.serve(str(spec)) as server:
         port = server.wait_until_listening().port

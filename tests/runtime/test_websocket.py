@@ -722,6 +722,33 @@ async def test_a_server_that_stops_still_takes_the_object_whose_control_message_
     assert (messages, code) == ([b"AND HALF"], 1001)
 
 
+@pytest.mark.parametrize("transport", ["protocol"])
+async def test_a_client_that_takes_its_answers_slowly_gets_them_all_from_a_server_that_stops(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl_server.runtime.ws.CLOSE_TIMEOUT", 0.2)
+
+    class Large(Gated):
+        execution = "inline"
+
+        def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
+            return bytes(8 * MIB)
+
+    live = serve(Large)
+    async with by_hand(live) as socket:
+        socket.transport.pause_reading()
+        for _ in range(4):
+            await socket.send(b"{}")
+            await socket.send(b"x")
+        await eventually(lambda: live.worker.counts.websocket.outcomes[200] > 0)
+        await on_loop(live, live.worker.admission.drain)
+        await asyncio.sleep(1)  # the server would like to be closed with by now
+        socket.transport.resume_reading()
+        messages, code, _ = await closing(socket)
+    assert (set(map(len, messages)), code) == ({8 * MIB}, 1001)
+    assert len(messages) == live.worker.counts.websocket.outcomes[200]
+
+
 async def test_ws_is_no_object(serve: Serve) -> None:
     live = serve(Upper)
     for method in ("GET", "PUT"):
