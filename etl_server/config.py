@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """Directories below which `etl_fqn` may read, separated by colons. Default: AIStore's on-disk layout."""
     object_timeout: float | None = Field(None, alias="ETL_OBJECT_TIMEOUT", gt=0, allow_inf_nan=False)
     """Seconds that a transform may take for one object, or a stream between two pieces. Default: any time."""
+    watchdog: float | None = Field(None, alias="ETL_WATCHDOG", gt=0, allow_inf_nan=False)
+    """Seconds for which a process's event loop may stand still before the process ends. Default: any time."""
     drain_timeout: float = Field(60.0, alias="ETL_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
     """Seconds in which a server that is told to stop has to finish what is in flight, and end."""
     drain_delay: float = Field(0.0, alias="ETL_DRAIN_DELAY", ge=0, allow_inf_nan=False)

@@ -16,6 +16,9 @@ processes that share the socket and are ready.
 5. `teardown()`, and the exit code is 0. If the time is over before that, what is not finished is cut, so that its
    client sees the failure, and the exit code is 1. It is 1 too if `teardown()` raised.
 
+**Stuck.** Under `ETL_WATCHDOG`, a process whose event loop stands still for so long, because a transform on it does not
+return, says where, and ends with exit code 1.
+
 A second SIGINT ends it at once, and the exit code is 1 if anything was in flight. Before `setup()` is done, there is
 nothing to finish, and it ends at once too.
 """
@@ -30,6 +33,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -44,6 +48,8 @@ UNFINISHED = 1
 """The exit code of a server that had to cut objects to end, or whose `teardown` raised."""
 LINGER = 1.0
 """Seconds without a request after which a stopping server takes it that none is on its way."""
+SECOND_CHANCE = 1.0
+"""Seconds that an event loop which stood still gets to go on: the whole process may have been stopped meanwhile."""
 TEARDOWN_GRACE = 3.0
 """Seconds beyond `ETL_DRAIN_TIMEOUT` after which a process ends, whatever it is doing."""
 
@@ -85,6 +91,11 @@ class Server(uvicorn.Server):
         self._ignoring = False
         self._listening = False
         self._interrupts = 0
+        # Signals are for the main thread only.
+        here = threading.current_thread() is threading.main_thread()
+        self._watchdog = self._settings.watchdog if here else None
+        self._standstills = 0
+        """How many times the watchdog has found the loop to stand still since it turned last."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Set up, then listen.
@@ -106,6 +117,8 @@ class Server(uvicorn.Server):
         except OSError as error:
             raise StartError(not_free(self._settings, error)) from None
         self._listening = True
+        if self._watchdog:
+            signal.signal(signal.SIGALRM, self._stands_still)
         self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -133,6 +146,9 @@ class Server(uvicorn.Server):
         return UNFINISHED if self.unfinished or self.lifespan.should_exit else 0
 
     async def on_tick(self, counter: int) -> bool:
+        if self._watchdog and self._told_to_stop is None:
+            self._standstills = 0
+            signal.setitimer(signal.ITIMER_REAL, self._watchdog)
         if self._told_to_stop is not None and not self.should_exit:
             self.should_exit = self._stop(self._told_to_stop)
         return await super().on_tick(counter)
@@ -178,6 +194,19 @@ class Server(uvicorn.Server):
             isinstance(connection, ObjectProtocol) and (since > moment or not connection.idle_since(moment))
             for connection in self.server_state.connections
         )
+
+    def _stands_still(self, _: int, frame: FrameType | None) -> None:
+        self._standstills += 1
+        if self._standstills == 1:
+            signal.setitimer(signal.ITIMER_REAL, SECOND_CHANCE)
+            return
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends it too, should the log not be written
+        signal.setitimer(signal.ITIMER_REAL, SECOND_CHANCE)
+        try:
+            where = "".join(traceback.format_stack(frame))
+            logger.error("the event loop stood still for ETL_WATCHDOG=%g s, at:\n%s", self._watchdog, where)
+        finally:
+            os._exit(UNFINISHED)
 
     def _end_late(self, *_: object) -> None:
         try:  # what this interrupts may be the writing of a log, which cannot be entered twice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -39,6 +40,7 @@ class Upper(ETLServer):
     def teardown(self):
         if os.environ.get("BAD_END"):
             raise RuntimeError("the index is not written")
+        time.sleep(float(os.environ.get("SLOW_END", 0)))
 
     def transform(self, data, path, etl_args):
         if etl_args:
@@ -299,6 +301,53 @@ async def test_answers_that_a_websocket_has_not_taken_in_time_are_told_by_the_ex
             with pytest.raises(ConnectionClosed):
                 await socket.recv()
     assert "1 connection(s) had not taken their answers in time" in server.stderr
+
+
+WATCHED = {"EXECUTION": "inline", "ETL_WATCHDOG": "0.5"}
+
+
+async def test_a_server_whose_loop_stands_still_says_where_and_ends(spec: Path) -> None:
+    with ServerProcess.serve(str(spec), environment=WATCHED) as server:
+        async with RawClient(server.wait_until_listening().port) as client:
+            await client.put("/src/a?etl_args=gate", b"hello")
+            with open_gate(spec.parent / "gate"):
+                assert await asyncio.to_thread(server.wait) == 1
+            assert (await client.answer()).status == 0
+    assert re.search(
+        r"ERROR .* the event loop stood still for ETL_WATCHDOG=0\.5 s, at:\\n.*in wait_for", server.lines[-1]
+    )
+
+
+async def test_a_worker_whose_loop_stands_still_is_replaced(spec: Path) -> None:
+    with ServerProcess.serve(str(spec), "--workers", "2", environment=WATCHED) as server:
+        port = server.wait_until_listening().port
+        async with RawClient(port) as client:
+            await client.put("/src/a?etl_args=gate", b"hello")
+            with open_gate(spec.parent / "gate"):
+                assert (await client.answer()).status == 0
+            await asyncio.to_thread(server.wait_for_line, r"worker \d+ died: it ended with exit code 1; another one is")
+        async with RawClient(port) as client:
+            await client.put("/src/a", b"hello")
+            assert (await client.answer()).body == b"HELLO"
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+async def test_a_server_whose_loop_turns_is_not_ended(spec: Path) -> None:
+    """Neither by a transform in a thread, nor by having been stopped itself; nor by a teardown that takes longer."""
+    gate = spec.parent / "gate"
+    with ServerProcess.serve(str(spec), environment={**WATCHED, "EXECUTION": "thread", "SLOW_END": "2"}) as server:
+        async with RawClient(server.wait_until_listening().port) as client:
+            await client.put("/src/a?etl_args=gate", b"hello")
+            with open_gate(gate):
+                server.signal(signal.SIGSTOP)
+                await asyncio.sleep(2)  # longer than it may stand still
+                server.signal(signal.SIGCONT)
+                await asyncio.sleep(2)
+                server.signal(signal.SIGTERM)
+                await asyncio.sleep(1)
+            assert (await client.answer()).body == b"HELLO"
+        assert await asyncio.to_thread(server.wait) == 0
 
 
 async def test_a_second_interrupt_cuts_what_is_in_flight_and_the_exit_code_tells(spec: Path) -> None:

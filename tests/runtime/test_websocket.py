@@ -729,8 +729,6 @@ async def test_a_client_that_takes_its_answers_slowly_gets_them_all_from_a_serve
     monkeypatch.setattr("etl_server.runtime.ws.CLOSE_TIMEOUT", 0.2)
 
     class Large(Gated):
-        execution = "inline"
-
         def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
             return bytes(8 * MIB)
 
