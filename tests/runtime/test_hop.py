@@ -95,7 +95,7 @@ async def pull(client: RawClient) -> RawAnswer:
 async def idle(live: Live) -> None:
     """Wait until nothing is in flight; nothing may be held for an object then."""
     admission = live.worker.admission
-    await eventually(lambda: admission.in_flight == 0)
+    await eventually(lambda: admission.in_flight == 0 and not live._uvicorn.server_state.tasks)
     assert admission.memory.used == 0
     assert [place.used for place in live.worker.outbound._places.values()] == [0, 0]
 
@@ -380,7 +380,9 @@ async def test_a_client_that_goes_away_takes_its_hop_along(serve: Serve, hops: H
         assert hops.begun == 1
 
 
-async def test_a_server_that_has_to_stop_cuts_its_hops(serve: Serve, hops: Hops) -> None:
+async def test_a_server_that_has_to_stop_cuts_its_hops(
+    serve: Serve, hops: Hops, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Stage(then(STORED, stalling)) as stage:
         live = serve(Inline)
         async with RawClient(live.port) as client:
@@ -393,6 +395,7 @@ async def test_a_server_that_has_to_stop_cuts_its_hops(serve: Serve, hops: Hops)
             await stage.left()
     assert hops.begun == 1
     await idle(live)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_a_server_that_stops_finishes_its_hops(serve: Serve, hops: Hops) -> None:
