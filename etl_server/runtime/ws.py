@@ -13,6 +13,7 @@ from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-de
 from .flow import SMALL
 from .websocket import Session
 from .worker import Worker
+from .ws_reading import Reading
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -21,6 +22,7 @@ LARGEST_MESSAGE = 16 * 1024**3
 """Bytes of a message, as a target's limit."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that the other side has to answer a close."""
+PROTOCOL_ERROR = 1002
 MESSAGE_TOO_BIG = 1009
 SERVICE_RESTART = 1012
 
@@ -33,11 +35,12 @@ _logger = logging.getLogger("picows")
 
 def upgrade(transport: asyncio.Transport, head: bytes, rest: bytes, worker: Worker, state: ServerState) -> None:
     """Hand a connection over to picows: the request that asked for it, and what came behind that."""
+    connection = _Connection(worker, state)
     protocol = WSProtocol(
         None,  # host and port: a client's
         None,  # path: a client's
         False,  # not a client
-        lambda _: _Connection(worker, state),
+        lambda _: connection,
         _logger,
         True,  # disconnect on exceptions
         CLOSE_TIMEOUT,  # of the handshake, which is here already
@@ -51,14 +54,11 @@ def upgrade(transport: asyncio.Transport, head: bytes, rest: bytes, worker: Work
         _READ_BUFFER,
     )
     protocol.connection_made(transport)
-    transport.set_protocol(protocol)
-    data = memoryview(head + rest)
-    while data:
-        buffer = protocol.get_buffer(len(data))
-        count = min(len(buffer), len(data))
-        buffer[:count] = data[:count]
-        protocol.buffer_updated(count)
-        data = data[count:]
+    reading = Reading(protocol, transport, worker.read_buffer, connection)
+    transport.set_protocol(reading)
+    reading.pass_on(memoryview(head))
+    if rest:
+        reading.take(memoryview(rest))
 
 
 def _frame_head(opcode: int, size: int) -> bytes:
@@ -99,6 +99,9 @@ class _Connection(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
+        if frame.rsv1:
+            self._refuse(PROTOCOL_ERROR, "a reserved bit is set, as of an extension that was not agreed on")
+            return
         if kind == BINARY and frame.fin and not self._parts and self._closing is None and not self._refused:
             self._session.feed(frame.get_payload_as_bytes())
             return
@@ -119,9 +122,7 @@ class _Connection(WSListener):
             self._kind = kind
         self._size += frame.payload_size
         if self._size > LARGEST_MESSAGE:
-            self._refused = True
-            self._parts.clear()
-            self._session.fail(MESSAGE_TOO_BIG, "the message is too big")
+            self._refuse(MESSAGE_TOO_BIG, "the message is too big")
             return
         self._parts.append(frame.get_payload_as_bytes())
         if frame.fin:
@@ -129,6 +130,14 @@ class _Connection(WSListener):
             self._parts.clear()
             self._size = 0
             self._feed(self._kind, message)
+
+    def takes_large(self) -> bool:
+        """Whether a message may come now that picows does not see."""
+        return not (self._parts or self._refused or self._closing is not None)
+
+    def take_large(self, message: bytes) -> None:
+        """A message has come that picows has not seen."""
+        self._session.feed(message)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._state.connections.discard(self)
@@ -200,6 +209,12 @@ class _Connection(WSListener):
     def shutdown(self) -> None:
         if self._closing is None:
             self._session.fail(SERVICE_RESTART, "the server is stopping")
+
+    def _refuse(self, code: int, reason: str) -> None:
+        if not self._refused and self._closing is None:
+            self._refused = True
+            self._parts.clear()
+            self._session.fail(code, reason)
 
     def _feed(self, kind: WSMsgType, data: bytes) -> None:
         if kind == WSMsgType.BINARY:
