@@ -48,8 +48,9 @@ class AISObjectStore(ObjectStore):
     """The objects of a bucket of AIStore whose names begin with a prefix.
 
     AIStore tells no time of a change when it lists. What tells contents apart (`etag`) is the checksum, or the version
-    where the bucket has no checksums. A stream is written to a temporary file first, so that it can be sent to the
-    target that the gateway names, and again if need be.
+    where the bucket has no checksums; with neither, AIStore has nothing that changes with the content but its size, and
+    a read that is cut may go on in another object of the same size. A stream is written to a temporary file first, so
+    that it can be sent to the target that the gateway names, and again if need be.
     """
 
     def __init__(

@@ -47,6 +47,8 @@ class AISCluster:
         """What is to be done in place of answering, to the next request at a node; each is done once."""
         self.location: Callable[[str], str] = lambda url: url
         """What becomes of the gateway's redirects."""
+        self.versions = False
+        """Whether the bucket has versions in place of checksums."""
         self.url = ""
         self._token = token
         self._tls = tls
@@ -109,8 +111,9 @@ class AISCluster:
         names = sorted(name for name in self.objects if name.startswith(wanted["prefix"]))
         names = [name for name in names if name > wanted["continuation_token"]]
         page = names[: self._page_size]
+        told = "version" if self.versions else "checksum"
         entries = [
-            {"name": name, "size": str(len(self.objects[name])), "checksum": _md5(self.objects[name])} for name in page
+            {"name": name, "size": str(len(self.objects[name])), told: _md5(self.objects[name])} for name in page
         ]
         token = page[-1] if len(names) > len(page) else ""
         return web.json_response(
@@ -127,11 +130,11 @@ class AISCluster:
             del self.objects[name]
             return web.Response()
         content = self.objects[name]
-        headers = {
-            CHECKSUM_TYPE_HEADER: "md5",
-            CHECKSUM_VALUE_HEADER: _md5(content),
-            "Last-Modified": formatdate(0, usegmt=True),
-        }
+        headers = {"Last-Modified": formatdate(0, usegmt=True)}
+        if self.versions:
+            headers |= {"ais-version": _md5(content)}
+        else:
+            headers |= {CHECKSUM_TYPE_HEADER: "md5", CHECKSUM_VALUE_HEADER: _md5(content)}
         given = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if given is None:
             return web.Response(body=content, headers=headers)

@@ -57,10 +57,10 @@ async def reset(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
-def truncate(content: bytes, size: int, etag: str = "") -> Fault:
+def truncate(content: bytes, size: int, header: str = "x: y") -> Fault:
     """Answer with the first `size` bytes of what would be the content."""
 
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nais-checksum-value: {etag}\r\n\r\n"
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n{header}\r\n\r\n"
 
     async def fault(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
@@ -193,7 +193,7 @@ def test_a_refusal_is_final(store: AISObjectStore, cluster: AISCluster, code: in
 
 def test_a_stream_that_is_cut_goes_on_where_it_was(store: AISObjectStore, cluster: AISCluster) -> None:
     etag = str(store.stat_object("obj").etag) if store.put_object("obj", CONTENT) else ""
-    cluster.faults += [("target", truncate(CONTENT, 5 * MIB + 7, etag))]
+    cluster.faults += [("target", truncate(CONTENT, 5 * MIB + 7, f"ais-checksum-value: {etag}"))]
     assert read(store, "obj") == CONTENT
 
 
@@ -234,7 +234,23 @@ def test_an_answer_without_a_length_asks_for_it_once_in_every_try(store: AISObje
 
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(store: AISObjectStore, cluster: AISCluster) -> None:
     store.put_object("obj", CONTENT[::-1])
-    cluster.faults += [("target", truncate(CONTENT, 5 * MIB, "other"))]
+    cluster.faults += [("target", truncate(CONTENT, 5 * MIB, "ais-checksum-value: other"))]
+    with store.open_object("obj") as stream, pytest.raises(ObjectStoreError, match="replaced"):
+        stream.read()
+
+
+def test_without_checksums_the_version_tells_contents_of_one_size_apart(
+    store: AISObjectStore, cluster: AISCluster
+) -> None:
+    cluster.versions = True
+    etags = set()
+    for content in (CONTENT, CONTENT[::-1]):
+        store.put_object("obj", content)
+        (listed,) = store.list_objects()
+        assert listed.etag == store.stat_object("obj").etag is not None
+        etags.add(listed.etag)
+    assert len(etags) == 2
+    cluster.faults += [("target", truncate(CONTENT, 5 * MIB, header="ais-version: other"))]
     with store.open_object("obj") as stream, pytest.raises(ObjectStoreError, match="replaced"):
         stream.read()
 
