@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -131,9 +132,12 @@ def transform(
     if force and summary.stopped:
         note += "\nwith --force it does not go on, but begins again; without, what is done and valid is skipped"
     _tell(summary, job.first, job.orphans, as_json, dry_run, inspect, note)
-    if summary.stopped == "interrupted":
-        raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(OBJECTS_FAILED if summary.failed or summary.stopped else 0)
+    stopped = INTERRUPTED if summary.stopped == "interrupted" else OBJECTS_FAILED
+    code = stopped if summary.failed or summary.stopped else 0
+    sys.stdout.flush()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))  # whatever else ends with the process may take long
+    raise typer.Exit(code)
 
 
 def _absolute(uri: str) -> str:

@@ -191,9 +191,13 @@ def test_whatever_a_transform_does_fails_its_object_alone(bench: Bench, ray: lis
 
 
 def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(
-    bench: Bench, nodes: Nodes, ray: list[str]
+    bench: Bench, nodes: Nodes, ray: list[str], tmp_path: Path
 ) -> None:
-    bench.fill(**{f"{number:03}": f"slow {number}" for number in range(60)})
+    hanging = tmp_path / "hanging"
+    hanging.mkdir()
+    note = f"open(f'{hanging}/{{os.getpid()}}', 'w').close()"
+    bench.spec.write_text(UPPER.replace("time.sleep(1000)", f"{note}; time.sleep(1000)"))
+    bench.fill(**{f"{number:03}": f"slow {number}" for number in range(500)})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: whole(bench), process)
     process.send_signal(signal.SIGINT)
@@ -201,20 +205,64 @@ def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(
     assert process.returncode == 130
     assert "stopped (interrupted)" in out.splitlines()[-1]
     made = len(bench.outputs)
-    assert 0 < made < 60
-    bench.fill(**{f"{number:03}": f"hang {number}" for number in range(60) if str(f"{number:03}") not in bench.outputs})
+    assert 0 < made < 500
+    bench.fill(**{f"{number:03}": f"hang {number}" for number in range(500) if f"{number:03}" not in bench.outputs})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: nodes.workers(0) and children(nodes.workers(0)[0]), process)
-    (hanging,) = children(nodes.workers(0)[0])
-    time.sleep(1)
+    wait_for(lambda: list(hanging.iterdir()), process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # another number: two of the same might be taken for one
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert not Path(f"/proc/{hanging}").exists()
+    assert not any(Path(f"/proc/{file.name}").exists() for file in hanging.iterdir())
     assert out.startswith(f"0 done, {made} skipped, 0 failed")
+
+
+INTERRUPTED_AT_ITS_END = """
+import os, signal, sys, threading, time
+import ray
+from etl_server.cli import main
+
+def interrupt(twice):
+    while not ray.is_initialized():
+        time.sleep(0.001)
+    if twice:
+        os.kill(os.getpid(), signal.SIGINT)
+    while ray.is_initialized():
+        time.sleep(0.001)
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, args=(sys.argv.pop(1) == "twice",), daemon=True).start()
+main()
+"""
+
+
+def interrupted_at_its_end(command: list[str], times: str) -> subprocess.CompletedProcess[str]:
+    """A command that gets SIGINT while it leaves the cluster; `twice`: once it has joined that, too."""
+    own = [sys.executable, "-c", INTERRUPTED_AT_ITS_END, times]
+    return subprocess.run([*own, *command[3:]], capture_output=True, text=True, timeout=60)
+
+
+def test_ctrl_c_while_a_job_leaves_the_cluster_keeps_its_end(bench: Bench, ray: list[str], tmp_path: Path) -> None:
+    bench.fill(a="one", b="two")
+    report = tmp_path / "report.jsonl"
+    done = interrupted_at_its_end(bench.command(*ray, "--report", str(report)), "once")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("2 done, 0 skipped, 0 failed")
+    assert "stopped (interrupted), 0 to go" in done.stdout
+    assert report.read_text().count("\n") == 2
+    assert bench.outputs == {"a": "ONE", "b": "TWO"}
+
+
+def test_a_second_ctrl_c_at_a_jobs_beginning_ends_it_in_peace(bench: Bench, ray: list[str]) -> None:
+    bench.fill(a="one")
+    done = interrupted_at_its_end(bench.command(*ray), "twice")
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "stopped (interrupted)" in done.stdout
 
 
 def test_the_workers_of_a_command_that_is_killed_end(bench: Bench, nodes: Nodes, ray: list[str]) -> None:

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -215,8 +216,15 @@ class RayEngine(Engine):
     def close(self) -> None:
         peaceful = not self.in_flight
         self.unclean = self.unclean or not peaceful
+        try:
+            self._end_workers(CALL_GRACE + (STOP_GRACE if peaceful else 0))
+        finally:
+            with _undisturbed():
+                self._leave()
+
+    def _end_workers(self, patience: float) -> None:
         calls = [call for actor in self._actors if (call := actor.close()) is not None]
-        deadline = time.monotonic() + CALL_GRACE + (STOP_GRACE if peaceful else 0)
+        deadline = time.monotonic() + patience
         for call in calls:
             try:
                 reply = self._ray.get(call, timeout=max(0.1, deadline - time.monotonic()))
@@ -225,6 +233,8 @@ class RayEngine(Engine):
             else:
                 self._note(reply)
         self.abandoned = time.monotonic() < self._leased_until
+
+    def _leave(self) -> None:
         for actor in self._actors:
             actor.kill()
         self._actors.clear()
@@ -344,6 +354,25 @@ def _import_ray() -> Any:
         raise ConfigError("--engine ray: Ray is not installed: expected pip install 'etl-server[ray]'") from None
     module: ModuleType = ray
     return module
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Have signals that end the command wait, in the main thread: Ray ends the process if it is kept from its end."""
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if here
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for signalled in came:
+            signal.raise_signal(signalled)
 
 
 def _connect(ray: Any, address: str, settings: Settings) -> None:
