@@ -30,6 +30,8 @@ class Upper(ETLServer):
                 open(marker, "w").close()
                 os._exit(7)
         if data.startswith(b"hang"):
+            for marker in data.decode().split()[1:]:
+                open(f"{marker}.{os.getpid()}", "w").close()
             time.sleep(1000)
         if data.startswith(b"slow"):
             time.sleep(0.5)
@@ -77,6 +79,16 @@ class Bench:
         assert done.returncode == code, done.stdout + done.stderr
         last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return last
+
+    @property
+    def hanging(self) -> list[int]:
+        """The processes in which an object hangs, or did, which is `hang`."""
+        return [int(file.suffix[1:]) for file in self.spec.parent.glob("hanging.*")]
+
+    @property
+    def hang(self) -> str:
+        """An object that hangs, and lets it be known."""
+        return f"hang {self.spec.with_name('hanging')}"
 
 
 @pytest.fixture

@@ -34,19 +34,26 @@ def test_a_terminal_shows_a_bar_failures_and_what_is_slow(bench: Bench) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "2/3" in text
     assert re.search(r"[0-9]+ bytes in, 3 bytes out, [0-9.]+/s, 1 failed, [0-9]+ s left", text)
-    assert re.search(r"slow: stuck for [23] s", text)
+    assert re.search(r"slow: stuck for [0-9]+ s", text)
     assert "failed b: Processing error: this one is bad" in text
     assert "failed stuck: no result within --object-timeout=4" in text
 
 
 def test_a_log_gets_plain_lines(bench: Bench) -> None:
     fill(bench)
-    done = bench.run("--object-timeout", "7")
-    lines = done.stderr.splitlines()
+    process = subprocess.Popen(bench.command(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     pattern = r"2 of 3  [0-9]+ bytes in, 3 bytes out, [0-9.]+/s, 1 failed, [0-9]+ s left  slow: stuck for [0-9]+ s"
-    assert any(re.fullmatch(pattern, line) for line in lines), lines
+    lines: list[str] = []
+    try:
+        assert process.stderr is not None
+        while not lines or not re.fullmatch(pattern, lines[-1]):
+            lines.append(process.stderr.readline().removesuffix("\n"))
+            assert lines[-1], lines
+    finally:
+        process.kill()
+        process.communicate()
     assert any(line.startswith("failed b: ") for line in lines)
-    assert "\x1b" not in done.stderr
+    assert not any("\x1b" in line for line in lines)
 
 
 def test_programs_get_events(bench: Bench) -> None:
@@ -55,5 +62,5 @@ def test_programs_get_events(bench: Bench) -> None:
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events if event["event"] != "progress"] == ["plan", "failed", "failed", "end"]
     shown = [event for event in events if event["event"] == "progress"]
-    assert (shown[-1]["done"], shown[-1]["failed"], shown[-1]["due"]) == (1, 1, 3)
+    assert (1, 1, 3) in [(event["done"], event["failed"], event["due"]) for event in shown]
     assert {slow["source"] for event in shown for slow in event["slow"]} == {"stuck"}

@@ -190,13 +190,7 @@ def test_whatever_a_transform_does_fails_its_object_alone(bench: Bench, ray: lis
     assert [source for source, status in statuses(bench) if status == "failed"] == ["a", "hung", "killer", "murderer"]
 
 
-def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(
-    bench: Bench, nodes: Nodes, ray: list[str], tmp_path: Path
-) -> None:
-    hanging = tmp_path / "hanging"
-    hanging.mkdir()
-    note = f"open(f'{hanging}/{{os.getpid()}}', 'w').close()"
-    bench.spec.write_text(UPPER.replace("time.sleep(1000)", f"{note}; time.sleep(1000)"))
+def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(bench: Bench, ray: list[str]) -> None:
     bench.fill(**{f"{number:03}": f"slow {number}" for number in range(500)})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: whole(bench), process)
@@ -206,16 +200,16 @@ def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(
     assert "stopped (interrupted)" in out.splitlines()[-1]
     made = len(bench.outputs)
     assert 0 < made < 500
-    bench.fill(**{f"{number:03}": f"hang {number}" for number in range(500) if f"{number:03}" not in bench.outputs})
+    bench.fill(**{f"{number:03}": bench.hang for number in range(500) if f"{number:03}" not in bench.outputs})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: list(hanging.iterdir()), process)
+    wait_for(lambda: bench.hanging, process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)  # another number: two of the same might be taken for one
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert not any(Path(f"/proc/{file.name}").exists() for file in hanging.iterdir())
+    assert not any(Path(f"/proc/{pid}").exists() for pid in bench.hanging)
     assert out.startswith(f"0 done, {made} skipped, 0 failed")
 
 
