@@ -191,7 +191,7 @@ def test_whatever_a_transform_does_fails_its_object_alone(bench: Bench, ray: lis
 
 
 def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(bench: Bench, ray: list[str]) -> None:
-    bench.fill(**{f"{number:03}": f"slow {number}" for number in range(500)})
+    bench.fill(**{f"{number:03}": f"slow {number}" for number in range(250)})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: whole(bench), process)
     process.send_signal(signal.SIGINT)
@@ -199,8 +199,8 @@ def test_ctrl_c_finishes_what_is_begun_and_a_second_one_stops_at_once(bench: Ben
     assert process.returncode == 130
     assert "stopped (interrupted)" in out.splitlines()[-1]
     made = len(bench.outputs)
-    assert 0 < made < 500
-    bench.fill(**{f"{number:03}": bench.hang for number in range(500) if f"{number:03}" not in bench.outputs})
+    assert 0 < made < 250
+    bench.fill(**{f"{number:03}": bench.hang for number in range(250) if f"{number:03}" not in bench.outputs})
     process = subprocess.Popen(bench.command(*ray), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: bench.hanging, process)
     process.send_signal(signal.SIGINT)
