@@ -6,7 +6,10 @@ import asyncio
 import socket
 import struct
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PATIENCE = 10.0
 """Seconds to wait for an answer."""
@@ -30,7 +33,7 @@ class RawClient:
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def __aenter__(self) -> RawClient:
+    async def __aenter__(self) -> Self:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port)
         return self
 
