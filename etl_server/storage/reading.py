@@ -97,9 +97,15 @@ def answered_stop(uri: str, start: int, stop: int | None, content_range: str, co
     given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
     if given is None and start == 0:
         return content_length if stop is None else min(stop, content_length)
-    if given is None or int(given[1]) != start:
-        raise ObjectStoreError(f"{uri}: asked for the bytes from {start} on, the server gave others")
-    return int(given[2]) + 1
+    answered = int(given[2]) + 1 if given is not None else 0
+    if given is None or int(given[1]) != start or (given[3] != "*" and answered != _end(stop, int(given[3]))):
+        asked = f"{start} to {'the end' if stop is None else stop}"
+        raise ObjectStoreError(f"{uri}: asked for the bytes {asked}, the server gave others: {content_range or 'all'}")
+    return answered
+
+
+def _end(stop: int | None, size: int) -> int:
+    return size if stop is None else min(stop, size)
 
 
 class ResumingReader(Span):

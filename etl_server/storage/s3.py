@@ -136,6 +136,8 @@ class S3ObjectStore(ObjectStore):
                     incoming.write_at(start, piece)
                     start += len(piece)
                     progress.add(len(piece))
+            if start != stop:
+                raise ObjectStoreError(f"{self.get_uri(object_name)} was replaced while it was read")
 
         if info.size <= self._part_size:
             fetch(0)
@@ -173,14 +175,20 @@ class S3ObjectStore(ObjectStore):
     ) -> ObjectInfo:
         """Of an iterable, a few parts are in memory at once; a small one is sent as a whole."""
         check_name(object_name)
-        pieces = (bytes(data),) if isinstance(data, (bytes, bytearray, memoryview)) else data
-        parts = cut(pieces, self._part_size)
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            parts = self._slices(memoryview(data).cast("B"))
+        else:
+            parts = cut(data, self._part_size)
         head = [*islice(parts, 2)]
         if len(head) < 2:
             whole = head[0] if head else b""
             return self._put(object_name, whole, len(whole), content_type)
         sized = (_Part(part, len(part)) for part in chain(_emptied(head), parts))
         return self._put_parts(object_name, sized, None, content_type, Progress(None, 1), _STREAM_WINDOW)
+
+    def _slices(self, data: memoryview) -> Iterator[bytes]:
+        part_size = part_size_of(len(data), self._part_size)
+        return (bytes(data[start : start + part_size]) for start in range(0, len(data), part_size))
 
     def stream_memory(self, size: int | None = None) -> int:
         """Parts that are sent, the next one, and what that is made of. Their size grows: see `growing_sizes`."""

@@ -147,7 +147,8 @@ class AsyncS3Object:
         await asyncio.get_running_loop().create_task(self._get(first=first))
 
     async def _get(self, *, first: bool) -> None:
-        wanted: Any = range_header(self._position, None if first else self.size)
+        end = None if first else self.size
+        wanted: Any = range_header(self._position, end)
         try:
             with translated(self._uri):
                 answer = await self._client.get_object(**self._place, **wanted)
@@ -159,7 +160,7 @@ class AsyncS3Object:
         if self._closed:  # meanwhile
             self._drop()
             raise self._abandoned()
-        stop = answered_stop(self._uri, self._position, None, answer.get("ContentRange", ""), answer["ContentLength"])
+        stop = answered_stop(self._uri, self._position, end, answer.get("ContentRange", ""), answer["ContentLength"])
         if first:
             self._etag, self.size = answer.get("ETag"), stop
         elif (answer.get("ETag"), stop) != (self._etag, self.size):

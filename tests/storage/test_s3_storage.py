@@ -38,7 +38,7 @@ COPIED_IN_PARTS = [
     *["CreateMultipartUpload", *["UploadPartCopy"] * 3, "CompleteMultipartUpload"],
     *["HeadObject", "DeleteObject"],
 ]
-"""What is asked for, call by call."""
+"""What is asked for, call by call. Before the copy it is the same, so each of those calls fails in one of them only."""
 
 
 @asynccontextmanager
@@ -324,7 +324,7 @@ async def test_a_failure_at_any_call_leaves_nothing(
     assert_nothing_is_left(s3, bucket)
 
 
-@pytest.mark.parametrize("step", range(len(COPIED_IN_PARTS)))
+@pytest.mark.parametrize("step", range(len(STREAM), len(COPIED_IN_PARTS)))
 @pytest.mark.parametrize("fault", [internal_error, reset, lost_answer])
 async def test_a_failure_at_any_call_leaves_nothing_of_a_copy_in_parts(
     kind: str,
@@ -379,7 +379,7 @@ async def test_a_cancellation_at_any_call_leaves_nothing(
 
 
 @pytest.mark.parametrize("natively", [True, False], ids=["asyncio", "anyio"])
-@pytest.mark.parametrize("step", range(len(COPIED_IN_PARTS)))
+@pytest.mark.parametrize("step", range(len(STREAM), len(COPIED_IN_PARTS)))
 async def test_a_cancellation_at_any_call_leaves_nothing_of_a_copy_in_parts(
     kind: str, moto: S3Client, moto_proxy: S3Proxy, bucket_name: str, step: int, natively: bool
 ) -> None:
