@@ -238,7 +238,12 @@ def test_a_truncated_body_is_never_a_shorter_object(store: S3ObjectStore, s3_pro
             stream.read()
         with pytest.raises(ObjectStoreTransientError):
             store.download_object(name, tmp_path / "goal")
-    assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "goal").write_bytes(b"old")
+        with pytest.raises(ObjectStoreTransientError):
+            store.download_object(name, tmp_path / "goal", overwrite=True)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+        (tmp_path / "goal").unlink()
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_an_error(
