@@ -161,7 +161,7 @@ def _tell(
     """The last words. `note`: what there is to say of the command that is to be run next."""
     from rich.filesize import decimal
 
-    from ..jobs.progress import emit
+    from ..jobs.progress import emit, printable
 
     if as_json:
         emit(
@@ -181,14 +181,14 @@ def _tell(
     if dry_run and not summary.stopped:
         print(f"{summary.due.objects:,} objects, {decimal(summary.due.bytes)}, would be transformed:")
         for task in first:
-            print(f"  {_shown(task.source)} -> {_shown(task.output)}")
+            print(f"  {printable(task.source)} -> {printable(task.output)}")
         if summary.due.objects > len(first):
             print(f"  ... and {summary.due.objects - len(first):,} more")
         print(f"{summary.skipped:,} are done already")
         if summary.not_chosen:
             print(f"{summary.not_chosen:,} are not, but did not fail: not chosen by --only-failed")
         for name in orphans:
-            print(f"  {_shown(name)} would be deleted")
+            print(f"  {printable(name)} would be deleted")
         return
     rate = (summary.done + summary.failed) / summary.seconds if summary.seconds else 0.0
     print(
@@ -199,7 +199,7 @@ def _tell(
         + f" in {summary.seconds:.1f} s ({rate:,.1f}/s)"
     )
     for name, error in summary.failures:
-        print(f"  {_shown(name)}: {error}")
+        print(f"  {printable(name)}: {error}")
     if summary.failed > len(summary.failures):
         print(f"  ... and {summary.failed - len(summary.failures):,} more; --report names them all")
     command = shlex.join(["etl-server", *sys.argv[1:]])
@@ -209,7 +209,3 @@ def _tell(
     elif summary.failed:
         again = command if inspect or "--only-failed" in sys.argv else f"{command} --only-failed"
         print(f"to try them again: {again}{note}")
-
-
-def _shown(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()

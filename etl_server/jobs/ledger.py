@@ -132,7 +132,7 @@ class Row(NamedTuple):
 
 def default_path(source: str, sink: str) -> Path:
     """Where the ledger of jobs from `source` to `sink` is kept."""
-    key = hashlib.sha256(f"{source}\n{sink}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(_sql_bytes(f"{source}\n{sink}")).hexdigest()[:16]
     return cache_directory() / "jobs" / f"{key}.sqlite"
 
 
@@ -172,10 +172,10 @@ class Ledger:
             raise JobError(f"--ledger {path}: its version is {version}, expected {SCHEMA_VERSION}")
         about = self._db.execute("SELECT source, sink, run, id, littered FROM about").fetchone()
         if about is None:
-            about = (source, sink, 0, uuid.uuid4().hex[:16], 0)
+            about = (_to_sql(source), _to_sql(sink), 0, uuid.uuid4().hex[:16], 0)
             self._db.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
-        if about[:2] != (source, sink):
-            raise JobError(f"--ledger {path}: it is of {about[0]} to {about[1]}, expected {source} to {sink}")
+        if (of := tuple(map(_from_sql, about[:2]))) != (source, sink):
+            raise JobError(f"--ledger {path}: it is of {of[0]} to {of[1]}, expected {source} to {sink}")
         self.run = about[2] + 1
         self.owner = Owner(about[3], Path(f"{path}.uploads"))
         """Whom what is half-written in the sink belongs to: this job, which has no other run while this one lasts."""
@@ -218,25 +218,33 @@ class Ledger:
         """Take up the objects of the source. One that comes twice counts once."""
         insert = "INSERT OR IGNORE INTO plan (source, output, size, source_id, selected) VALUES (?, ?, ?, ?, ?)"
         with self._transaction():
-            self._db.executemany(insert, objects)
+            self._db.executemany(
+                insert,
+                (
+                    (_to_sql(each.source), _to_sql(each.output), each.size, each.source_id, each.selected)
+                    for each in objects
+                ),
+            )
 
     def note_present(self, outputs: Iterable[tuple[str, str]]) -> None:
         """Take up what is in the sink: names, and what they are."""
         with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO present VALUES (?, ?)", outputs)
+            insert = "INSERT OR REPLACE INTO present VALUES (?, ?)"
+            self._db.executemany(insert, ((_to_sql(name), output_id) for name, output_id in outputs))
 
     def collisions(self, most: int) -> list[tuple[str, str, str]]:
         """Outputs that several sources would write, with two of them."""
         self._db.execute("CREATE INDEX temp.by_output ON plan (output, selected)")
-        return self._db.execute(
+        found = self._db.execute(
             "SELECT output, min(source), max(source) FROM plan WHERE selected"
             " GROUP BY output HAVING count(*) > 1 ORDER BY output LIMIT ?",
             (most,),
-        ).fetchall()
+        )
+        return [(_from_sql(output), _from_sql(first), _from_sql(last)) for output, first, last in found]
 
     def outputs(self) -> Iterator[str]:
         """The planned names of all outputs."""
-        return (name for (name,) in self._db.execute("SELECT output FROM plan WHERE selected"))
+        return (_from_sql(name) for (name,) in self._db.execute("SELECT output FROM plan WHERE selected"))
 
     def choose(self, fingerprint: str, *, force: bool = False, only_failed: bool = False) -> Totals:
         """Mark what is to be done: what is new, changed, failed before, or missing in the sink. Returns how much."""
@@ -273,37 +281,40 @@ class Ledger:
 
     def due(self) -> Iterator[Task]:
         """What is to be done, sorted by name."""
-        last = ""
+        last: str | bytes = ""
         query = "SELECT id, source, output, size FROM plan WHERE due AND source > ? ORDER BY source LIMIT ?"
         while page := self._db.execute(query, (last, PAGE)).fetchall():
-            yield from map(Task._make, page)
+            for number, source, output, size in page:
+                yield Task(number, _from_sql(source), _from_sql(output), size)
             last = page[-1][1]
 
     def orphans(self, prefix: str) -> list[tuple[str, str]]:
         """Planned and stored names of outputs whose source, of those with that prefix, is gone."""
-        return self._db.execute(
-            "SELECT output, stored FROM objects o WHERE substr(source, 1, ?) = ?"
+        begin = _sql_bytes(prefix)
+        found = self._db.execute(
+            "SELECT output, stored FROM objects o WHERE substr(CAST(source AS BLOB), 1, ?) = ?"
             " AND NOT EXISTS (SELECT 1 FROM plan WHERE plan.source = o.source)",
-            (len(prefix), prefix),
-        ).fetchall()
+            (len(begin), begin),
+        )
+        return [(_from_sql(output), _from_sql(stored or "")) for output, stored in found]
 
     def is_needed(self, stored: str, output: str) -> bool:
         """Whether another object than the one planned as `output` has its content under the name `stored`."""
         query = "SELECT 1 FROM objects WHERE stored = ? AND output != ? LIMIT 1"
-        return self._db.execute(query, (stored, output)).fetchone() is not None
+        return self._db.execute(query, (_to_sql(stored), _to_sql(output))).fetchone() is not None
 
     def unnamed(self, names: Iterable[str]) -> list[str]:
         """Those of the names under which no object has its output."""
         self._db.execute("CREATE TEMP TABLE IF NOT EXISTS claimed (name TEXT PRIMARY KEY) WITHOUT ROWID")
         with self._transaction():
             self._db.execute("DELETE FROM claimed")
-            self._db.executemany("INSERT OR IGNORE INTO claimed VALUES (?)", ((name,) for name in names))
+            self._db.executemany("INSERT OR IGNORE INTO claimed VALUES (?)", ((_to_sql(name),) for name in names))
         query = "SELECT name FROM claimed EXCEPT SELECT stored FROM objects"
-        return [name for (name,) in self._db.execute(query)]
+        return [_from_sql(name) for (name,) in self._db.execute(query)]
 
     def forget(self, output: str) -> None:
         """The output is no more."""
-        self._db.execute("DELETE FROM objects WHERE output = ?", (output,))
+        self._db.execute("DELETE FROM objects WHERE output = ?", (_to_sql(output),))
 
     # Working
 
@@ -322,7 +333,7 @@ class Ledger:
                 [
                     (
                         fingerprint,
-                        outcome.stored or None,
+                        _to_sql(outcome.stored) if outcome.stored else None,
                         outcome.stored_id or None,
                         "failed" if outcome.error else "done",
                         outcome.error,
@@ -346,7 +357,8 @@ class Ledger:
             " CASE WHEN o.run = ? THEN o.error ELSE '' END"
             " FROM plan p LEFT JOIN objects o ON o.output = p.output WHERE p.selected ORDER BY p.source"
         )
-        return map(Row._make, self._db.execute(query, (self.run, self.run)))
+        for source, output, *rest in self._db.execute(query, (self.run, self.run)):
+            yield Row(_from_sql(source), _from_sql(output), *rest)
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
@@ -366,6 +378,23 @@ class _Transaction:
             self._db.execute("COMMIT")
         elif self._db.in_transaction:
             self._db.execute("ROLLBACK")
+
+
+def _to_sql(name: str) -> str | bytes:
+    """A name as a column holds it: what is not UTF-8, as names of files may be, cannot be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return _sql_bytes(name)
+    return name
+
+
+def _from_sql(name: str | bytes) -> str:
+    return name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
+
+
+def _sql_bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")
 
 
 def _lock(path: Path) -> int:

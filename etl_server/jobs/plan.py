@@ -94,8 +94,6 @@ def _look_up(source: ObjectStore, names: Iterable[str], selection: Selection) ->
     def look_up(name: str) -> ObjectInfo:
         try:
             return source.stat_object(name)
-        except UnicodeEncodeError:
-            raise
         except (FileNotFoundError, ValueError):  # the store cannot even have an object of this name
             return ObjectInfo(name, 0, "missing", None)
 

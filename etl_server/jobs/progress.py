@@ -66,7 +66,7 @@ class Display(Observer):
         raise NotImplementedError
 
     def _slow(self, slow: list[Busy]) -> str:
-        return ", ".join(f"{self._name(one.task_id)} for {one.seconds:.0f} s" for one in slow)
+        return ", ".join(f"{printable(self._name(one.task_id))} for {one.seconds:.0f} s" for one in slow)
 
 
 class Terminal(Display):
@@ -102,7 +102,7 @@ class Terminal(Display):
         self._bar.update(self._task, completed=through, numbers=escape(numbers(summary, self._started)), slow=slow_text)
 
     def failed(self, name: str, error: str) -> None:
-        self._bar.console.print(f"[red]failed[/] {escape(name)}: {escape(error)}", highlight=False)
+        self._bar.console.print(f"[red]failed[/] {escape(printable(name))}: {escape(error)}", highlight=False)
 
 
 class PlainLines(Display):
@@ -153,6 +153,11 @@ class JSONEvents(Display):
 
     def failed(self, name: str, error: str) -> None:
         emit("failed", source=name, error=error)
+
+
+def printable(name: str) -> str:
+    """A name that any terminal and log takes, with escapes for bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def emit(event: str, **fields: Any) -> None:

@@ -198,8 +198,6 @@ class Job:
                 with open_store(options.sink) as sink:
                     check_apart(source, sink, ledger, options.selection, options.naming)
                     note_outputs(ledger, sink, options.naming)
-        except UnicodeEncodeError as error:
-            raise JobError(f"{options.source}: expected names in UTF-8, not {error.object!a}") from None
         except (OSError, ObjectStoreError) as error:
             raise JobError(f"{options.source} cannot be planned: {error}") from error
         self.summary.listed = ledger.listed()
@@ -257,12 +255,14 @@ class Job:
         logger.warning("waiting %.0f s for workers of the last run that may still be there", LEASE)
         deadline = time.monotonic() + LEASE
         self._attentive = True
-        while time.monotonic() < deadline:
-            if self._interrupts:
-                self.summary.stopped = "interrupted"
-                return False
-            time.sleep(POLL)
-        self._attentive = False
+        try:
+            while time.monotonic() < deadline:
+                if self._interrupts:
+                    self.summary.stopped = "interrupted"
+                    return False
+                time.sleep(POLL)
+        finally:
+            self._attentive = False
         return True
 
     def _clean(self, ledger: Ledger, *, forget: bool = True) -> None:

@@ -95,13 +95,26 @@ def test_odd_names_are_kept(bench: Bench) -> None:
     assert bench.outputs == dict.fromkeys(names, "CONTENT")
 
 
-def test_a_name_that_is_not_utf_8_stops_the_job_before_it_starts(bench: Bench) -> None:
-    bench.fill(a="one")
-    (bench.source / os.fsdecode(b"caf\xe9")).write_text("two")
+def test_a_name_that_is_not_utf_8_is_one_like_any_other(bench: Bench, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    bench.fill(a="one", z="three")
+    (bench.source / name).write_text("two")
+    report = tmp_path / "report.jsonl"
+    done = bench.run("--report", str(report))
+    assert done.returncode == 0, done.stderr
+    assert bench.outputs == {"a": "ONE", name: "TWO", "z": "THREE"}
+    assert b'"source": "caf\xe9"' in report.read_bytes()
+    assert bench.events()["skipped"] == 3
+    (bench.source / name).unlink()
+    assert bench.events("--sync")["deleted"] == 1
+    assert bench.outputs == {"a": "ONE", "z": "THREE"}
+
+
+def test_a_name_that_is_not_utf_8_is_told_when_it_fails(bench: Bench) -> None:
+    (bench.source / os.fsdecode(b"caf\xe9")).write_text("bad")
     done = bench.run()
-    assert done.returncode == 2
-    assert f"etl-server: {bench.source}: expected names in UTF-8, not 'caf\\udce9'" in done.stderr
-    assert not bench.sink.exists()
+    assert done.returncode == 1
+    assert "  caf\\udce9: Processing error: this one is bad (upper.py:8)" in done.stdout.splitlines()
 
 
 def test_a_worker_closes_what_its_class_has_opened(bench: Bench, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,12 @@ def test_objects_get_from_any_store_to_any_other(
     assert outputs == {name.replace(".txt", ".up"): content.upper() for name, content in OBJECTS.items()}
     again = transform(bench.spec, source, sink, bench.ledger)
     assert again.stdout.startswith("0 done, 4 skipped, 0 failed")
+
+
+def test_a_name_that_a_store_cannot_have_fails_alone(bench: Bench, s3_server: RcloneServer, bucket: str) -> None:
+    bench.fill(a="one")
+    (bench.source / os.fsdecode(b"caf\xe9")).write_text("two")
+    done = transform(bench.spec, str(bench.source), f"s3://{bucket}/out?endpoint_url={s3_server.url}", bench.ledger)
+    assert done.returncode == 1
+    assert "1 done, 0 skipped, 1 failed" in done.stdout
+    assert "  caf\\udce9: " in done.stdout

@@ -58,6 +58,7 @@ def test_an_interrupt_ends_the_waiting_and_the_next_run_waits_again(haunted: Ben
     summary = do(interrupted)
     assert (summary.stopped, summary.done, summary.pending) == ("interrupted", 0, 1)
     assert littered(haunted) == Litter.ELSEWHERE
+    assert not interrupted.interrupt()
 
 
 def test_a_run_with_nothing_to_do_does_not_wait(haunted: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
