@@ -161,7 +161,7 @@ def _job(name: str, title: str, peers: tuple[str, ...] = (), **options: Any) -> 
 
 
 _THUMBNAILS: dict[str, Any] = {"transform": "Thumbnail", "count": 20_000, "size": 35 * KIB, "ratios": {ALONE: 0.91}}
-_PHOTOGRAPHS: dict[str, Any] = {**_THUMBNAILS, "count": 1000, "size": 1158 * KIB, "photographs": True}
+_PHOTOGRAPHS: dict[str, Any] = {**_THUMBNAILS, "count": 2000, "size": 1158 * KIB, "photographs": True}
 _SKIPPED: dict[str, Any] = {"count": 100_000, "size": 16, "way": Way.FILES, "again": True}
 
 _DIRECT = {"DIRECT_PUT": "true"}
@@ -249,8 +249,8 @@ CASES: tuple[Case, ...] = (
         measure=Measure.IMPORT,
         metric=TIME,
     ),
-    _job("photographs-files", "1,000 photographs, files to files", (ALONE,), way=Way.FILES, **_PHOTOGRAPHS),
-    _job("photographs-s3", "1,000 photographs, S3 to S3", (ALONE,), way=Way.S3, **_PHOTOGRAPHS),
+    _job("photographs-files", "2,000 photographs, files to files", (ALONE,), way=Way.FILES, **_PHOTOGRAPHS),
+    _job("photographs-s3", "2,000 photographs, S3 to S3", (ALONE,), way=Way.S3, **_PHOTOGRAPHS),
     _job("thumbnails-files", "20,000 small JPEGs, files to files", (ALONE,), way=Way.FILES, **_THUMBNAILS),
     _job("thumbnails-s3", "20,000 small JPEGs, S3 to S3", (ALONE,), way=Way.S3, **_THUMBNAILS),
     _job(

@@ -40,11 +40,14 @@ LONGEST_FLUSH_INTERVAL = 0.2
 ADAPT_INTERVAL = 0.1
 """Seconds between two looks at whether there are enough lanes."""
 LOOKS = 3
-"""Looks after which it is known what a number of lanes gets done."""
-BUSY = 0.85
+"""Looks after which it is known what a number of lanes gets done, at the least."""
+ENOUGH = 30
+"""Objects by which that is known; where they take long, `MOST_LOOKS` have to do."""
+MOST_LOOKS = 10
+BUSY = 0.9
 """CPUs in use from which the process counts as busy."""
 GAIN = 1.1
-"""Times as much that more lanes have to get done in order to stay."""
+"""Times as much that more lanes have to get done in order to stay, unless they make the process busy."""
 PATIENCE = 30
 """Looks for which a number of lanes that did not help is not tried again."""
 _PDEATHSIG = 1
@@ -248,30 +251,30 @@ class _Worker:
             self._sending.release()
 
     def _adapt(self) -> None:
-        rates: list[float] = []  # since the number of lanes last changed
+        looks: list[tuple[float, float]] = []  # objects a second, CPUs in use; since the number of lanes last changed
         rate_before = 0.0
         patience = 0
         while not self._stopping.is_set():
             cpu, done, began = time.process_time(), self._done, time.monotonic()
             time.sleep(ADAPT_INTERVAL)
             elapsed = time.monotonic() - began
-            busy = (time.process_time() - cpu) / elapsed
-            rates.append((self._done - done) / elapsed)
+            looks.append(((self._done - done) / elapsed, (time.process_time() - cpu) / elapsed))
             patience -= 1
-            if len(rates) < LOOKS:
+            rate = fmean(rate for rate, _ in looks)
+            if len(looks) < LOOKS or (rate * len(looks) * ADAPT_INTERVAL < ENOUGH and len(looks) < MOST_LOOKS):
                 continue
-            rate = fmean(rates[-LOOKS:])
-            if rate < rate_before * GAIN:
+            busy = fmean(busy for _, busy in looks)
+            if rate < rate_before * (GAIN if busy < BUSY else 1):
                 self._wanted = max(1, self._wanted // 2)
                 patience = PATIENCE
-                rates.clear()
             elif busy < BUSY and patience <= 0 and not self._tasks.empty() and self._wanted < SLOTS:
                 self._wanted = min(SLOTS, self._wanted * 2)
                 rate_before = rate
-                rates.clear()
+                looks.clear()
                 self._grow()
                 continue
             rate_before = 0.0
+            looks.clear()
 
 
 def file_identity(file: str) -> str:
