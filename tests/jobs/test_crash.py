@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ..storage.conftest import s3_server
+from ..storage.s3_servers import RcloneServer
 from .conftest import Bench
+from .test_stores import _credentials
+
+__all__ = ["_credentials", "s3_server"]
 
 OBJECTS = 400
 KILLS = int(os.environ.get("JOBS_TEST_KILLS", "12"))
@@ -26,8 +36,20 @@ class Slower(ETLServer):
 """
 
 
-def test_whatever_is_killed_the_next_run_finishes_the_job(bench: Bench) -> None:
+@pytest.mark.parametrize("served", [False, True], ids=["files", "s3"])
+def test_whatever_is_killed_the_next_run_finishes_the_job(
+    bench: Bench, s3_server: RcloneServer, tmp_path: Path, served: bool
+) -> None:
     bench.spec.write_text(SLOWER)
+    command = bench.command()
+    if served:
+        # Folders of what is served are buckets.
+        bench.source, bench.sink = (s3_server.folder / f"{name}-{uuid.uuid4().hex}" for name in ("source", "sink"))
+        for place in (bench.source, bench.sink):
+            place.mkdir()
+            command[command.index(str(tmp_path / place.name.partition("-")[0]))] = (
+                f"s3://{place.name}?endpoint_url={s3_server.url}"
+            )
     bench.fill(**{f"folder{number % 7}/{number:04}.txt": f"object {number} " * 50 for number in range(OBJECTS)})
     expected = {
         str(file.relative_to(bench.source)): file.read_text()[::-1] * 40
@@ -38,7 +60,7 @@ def test_whatever_is_killed_the_next_run_finishes_the_job(bench: Bench) -> None:
     for number in range(KILLS):
         # Everything is to be done again in some of the runs, so that there is always something to interrupt.
         process = subprocess.Popen(
-            bench.command(*(["--force"] if number % 3 == 2 else [])),
+            [*command, *(["--force"] if number % 3 == 2 else [])],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -49,11 +71,17 @@ def test_whatever_is_killed_the_next_run_finishes_the_job(bench: Bench) -> None:
             time.sleep(chance.uniform(0.0, 0.4))
         process.kill()
         process.wait()
-    end = bench.events()
+    end = last_event(command)
     assert end["failed"] == 0
     assert end["done"] + end["skipped"] == OBJECTS
     assert bench.outputs == expected
-    assert bench.events()["skipped"] == OBJECTS
+    assert last_event(command)["skipped"] == OBJECTS
+
+
+def last_event(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=100, check=True)
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
 
 
 def test_a_second_run_on_one_ledger_is_refused(bench: Bench) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from etl_server.jobs.run import LOST_STORE
 from etl_server.storage.object_paths import INCOMING
 
 from ..storage.conftest import bucket, s3, s3_server
@@ -32,6 +32,16 @@ class Endless(ETLServer):
         while not os.path.exists(etl_args):
             yield bytes(100_000)
             time.sleep(0.005)
+"""
+
+STEADY = """
+import time
+from etl_server import ETLServer
+
+class Steady(ETLServer):
+    def transform(self, data, path, etl_args):
+        time.sleep(0.01)
+        return data
 """
 
 
@@ -100,22 +110,48 @@ def test_the_next_run_aborts_the_uploads_that_a_killed_one_left(
     client.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
-def test_a_full_disk_stops_nothing_but_what_does_not_fit(bench: Bench) -> None:
+@pytest.fixture
+def small_disk(bench: Bench) -> Iterator[None]:
+    """The sink is a disk of 1 MiB."""
     bench.sink.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(bench.sink)], check=False)
     if mounted.returncode:
-        pytest.skip("this container may not mount")
-    try:
-        bench.fill(**{f"{number:02}": f"{number:02}" * 50_000 for number in range(20)})
-        end = bench.events(code=1)
-        assert 0 < end["failed"] < 20
-        assert "No space left" in bench.run().stdout
-        expected = {f"{number:02}": f"{number:02}" * 50_000 for number in range(20)}
-        assert bench.outputs.items() <= expected.items()
-        subprocess.run(["mount", "-o", "remount,size=10m", str(bench.sink)], check=True)
-        again = bench.events()
-        assert again["done"] + again["skipped"] == 20
-        assert bench.outputs == expected
-    finally:
-        subprocess.run(["umount", str(bench.sink)], check=True)
+        pytest.skip("mounting a small disk takes root, in a container that may")
+    yield
+    subprocess.run(["umount", str(bench.sink)], check=True)
+
+
+def enlarge(bench: Bench) -> None:
+    subprocess.run(["mount", "-o", "remount,size=50m", str(bench.sink)], check=True)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_stops_nothing_but_what_does_not_fit(bench: Bench) -> None:
+    expected = {f"{number:02}": f"{number:02}" * 50_000 for number in range(20)}
+    bench.fill(**expected)
+    end = bench.events(code=1)
+    assert 0 < end["failed"] < 20
+    assert "No space left" in bench.run().stdout
+    assert bench.outputs.items() <= expected.items()
+    enlarge(bench)
+    again = bench.events()
+    assert again["done"] + again["skipped"] == 20
+    assert bench.outputs == expected
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_that_stays_full_counts_as_lost_and_stops_the_job(bench: Bench) -> None:
+    bench.spec.write_text(STEADY)
+    expected = {f"{number:03}": f"{number:03}" * 20_000 for number in range(8 * LOST_STORE)}
+    bench.fill(**expected)
+    end = bench.events(code=1)
+    assert end["stopped"].startswith("a store is lost: ")
+    assert "No space left" in end["stopped"]
+    assert end["failed"] >= LOST_STORE
+    assert end["done"] > 0
+    assert end["pending"] > 0
+    assert bench.outputs.items() <= expected.items()
+    enlarge(bench)
+    again = bench.events()
+    assert again["done"] + again["skipped"] == len(expected)
+    assert bench.outputs == expected
