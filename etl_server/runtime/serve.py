@@ -145,12 +145,14 @@ def work(place: int | None) -> None:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     listener, channel = socket.socket(fileno=descriptors[0]), Channel(descriptors[1])
+    made: list[Server] = []
     try:
         with stop_signals(leave):
+            threading.Thread(target=_stop_with_all, args=(made,), daemon=True).start()
             server = _server(make, settings, listener)
             server.on_ready = channel.ready
             server.shares_listener = True
-            threading.Thread(target=_stop_with_all, args=(server,), daemon=True).start()
+            made.append(server)
             server.run(sockets=[listener])
     except StartError as error:
         channel.failed(error)
@@ -158,11 +160,13 @@ def work(place: int | None) -> None:
     sys.exit(server.exit_code)
 
 
-def _stop_with_all(server: Server) -> None:
+def _stop_with_all(made: list[Server]) -> None:
+    """Stop this process when the supervisor says so, or is gone. `made`: its server, once there is one."""
     # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
     while os.read(0, 1):
         pass
-    server.shares_listener = False
+    for server in made:
+        server.shares_listener = False
     os.kill(os.getpid(), signal.SIGTERM)
 
 

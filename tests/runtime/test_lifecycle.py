@@ -33,8 +33,13 @@ def wait_for(gate):
 class Upper(ETLServer):
     execution = os.environ.get("EXECUTION", "auto")
 
+    def __init__(self):
+        super().__init__()
+        if os.environ.get("SLOW") == "init":
+            wait_for("setup")
+
     def setup(self):
-        if os.environ.get("SLOW"):
+        if os.environ.get("SLOW") == "setup":
             wait_for("setup")
 
     def teardown(self):
@@ -81,6 +86,7 @@ class Frozen(ETLServer):
 
 
 BIG = """
+import sys
 from pathlib import Path
 from etl_server import ETLServer
 
@@ -89,7 +95,7 @@ HERE = Path(__file__).parent
 class Big(ETLServer):
     def setup(self):
         self.made = [[] for _ in range(5_000_000)]  # so that it takes a while until the server listens
-        (HERE / "setup").touch()
+        print("set up", file=sys.stderr, flush=True)
 
     def teardown(self):
         (HERE / "teardown").touch()
@@ -140,7 +146,7 @@ def test_garbage_collections_leave_alone_what_setup_has_made(tmp_path: Path) -> 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_server_takes_no_connection_before_its_setup_is_done(spec: Path, workers: str) -> None:
     port = free_port()
-    environment = {"SLOW": "1", "ETL_PORT": str(port)}
+    environment = {"SLOW": "setup", "ETL_PORT": str(port)}
     with ServerProcess.serve(str(spec), "--workers", workers, environment=environment) as server:
         with open_gate(spec.parent / "setup"):
             assert refused(port)
@@ -155,14 +161,22 @@ async def test_a_server_takes_no_connection_before_its_setup_is_done(spec: Path,
 async def test_a_server_that_is_told_to_stop_between_setup_and_listening_tears_down(tmp_path: Path) -> None:
     (tmp_path / "big.py").write_text(BIG)
     with ServerProcess.serve(str(tmp_path / "big.py")) as server:
-        await eventually((tmp_path / "setup").exists)
+        await asyncio.to_thread(server.wait_for_line, "set up")
         server.signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait) == 0
     assert (tmp_path / "teardown").exists()
 
 
-async def test_a_server_that_is_told_to_stop_before_it_is_ready_ends_at_once(spec: Path) -> None:
-    with ServerProcess.serve(str(spec), environment={"SLOW": "1"}) as server, open_gate(spec.parent / "setup"):
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("slow", ["init", "setup"])
+async def test_a_server_that_is_told_to_stop_before_it_is_ready_ends_at_once(
+    spec: Path, slow: str, workers: str
+) -> None:
+    environment = {"SLOW": slow, "ETL_DRAIN_TIMEOUT": "1000"}
+    with (
+        ServerProcess.serve(str(spec), "--workers", workers, environment=environment) as server,
+        open_gate(spec.parent / "setup"),
+    ):
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
@@ -184,7 +198,7 @@ def test_a_signal_that_has_no_default_action_ends_a_server_that_still_imports_th
 
 def test_two_servers_that_want_one_port_at_the_same_time_do_not_share_it(spec: Path) -> None:
     port = str(free_port())
-    with ServerProcess.serve(str(spec), environment={"SLOW": "1", "ETL_PORT": port}) as late:
+    with ServerProcess.serve(str(spec), environment={"SLOW": "setup", "ETL_PORT": port}) as late:
         gate = (spec.parent / "setup").open("w")
         with ServerProcess.serve(str(spec), "--port", port) as early:
             early.wait_until_listening()
