@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +19,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ..helpers import ROOT, known_variables
+from etl_server.shipping import USER
+
+from ..helpers import ROOT, ServerProcess, known_variables
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -204,6 +209,41 @@ def test_there_is_a_spec_for_each_way_of_aistore() -> None:
 def test_the_dockerfile_is_clean() -> None:
     done = subprocess.run([TOOLS / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def instruction(name: str) -> str:
+    """The last instruction of that name in the Dockerfile."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    return [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")][-1]
+
+
+def test_the_image_is_healthy_exactly_while_its_server_takes_objects(tmp_path: Path) -> None:
+    """By the image's own HEALTHCHECK, and its own command, which no shell keeps signals from."""
+    (tmp_path / "transform.py").write_bytes((KUBERNETES / "base/transform.py").read_bytes())
+    command = [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
+    assert command[:2] == ["etl-server", "serve"]
+    served = tmp_path / Path(command[2]).relative_to("/app")
+    _, *check = json.loads(instruction("HEALTHCHECK").partition("CMD")[2])
+
+    def healthy() -> bool:
+        variables = {**os.environ, "ETL_PORT": str(server.port)}
+        return subprocess.run([sys.executable, *check], env=variables, capture_output=True).returncode == 0
+
+    with ServerProcess.serve(str(served), environment={"ETL_DRAIN_DELAY": "50"}) as server:
+        server.wait_until_listening()
+        assert healthy()
+        server.signal(signal.SIGTERM)
+        server.wait_for_line("stopping")
+        assert not healthy()
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGINT)
+        server.wait()
+        assert not healthy()
+
+
+def test_the_image_serves_as_a_user_that_is_not_root() -> None:
+    user, _, group = instruction("USER").partition(":")
+    assert (int(user), int(group)) == (USER, USER)
 
 
 def test_the_class_that_is_served_by_default_is_the_one_of_the_job() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +106,21 @@ def health_is(port: int, status: int) -> bool:
         return request(port, "GET", "/health")[0] == status
     except (ConnectionError, http.client.HTTPException):
         return False
+
+
+# Files
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_as_many_files_may_be_open_as_the_hard_limit_allows(tmp_path: Path, workers: str) -> None:
+    spec = tmp_path / "limits.py"
+    transform = "return '{} {}'.format(*resource.getrlimit(resource.RLIMIT_NOFILE)).encode()"
+    spec.write_text(f"import resource\n{SCRIPT.format(main='').replace('return data.upper()', transform)}")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limited = ("sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", sys.executable)
+    environment = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": workers}
+    with ServerProcess("-m", "etl_server", "serve", str(spec), environment=environment, python=limited) as server:
+        assert put(server.wait_until_listening().port, b"x") == (200, f"{hard} {hard}".encode())
 
 
 # Stopping
