@@ -66,15 +66,14 @@ def test_what_is_large_waits_for_memory_and_what_is_larger_than_all_of_it_goes_a
     lock = threading.Lock()
 
     def work(size: int) -> None:
-        budget.take(size)
-        with lock:
-            used.append(size)
-            seen.append(sum(used))
-            alone = used == [size]
-        time.sleep(0.002)
-        with lock:
-            used.remove(size)
-        budget.give_back(size)
+        with budget.grant(size):
+            with lock:
+                used.append(size)
+                seen.append(sum(used))
+                alone = used == [size]
+            time.sleep(0.002)
+            with lock:
+                used.remove(size)
         if size > 100:
             assert alone
 
