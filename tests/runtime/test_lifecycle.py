@@ -86,7 +86,6 @@ class Frozen(ETLServer):
 
 
 BIG = """
-import sys
 from pathlib import Path
 from etl_server import ETLServer
 
@@ -95,7 +94,7 @@ HERE = Path(__file__).parent
 class Big(ETLServer):
     def setup(self):
         self.made = [[] for _ in range(5_000_000)]  # so that it takes a while until the server listens
-        print("set up", file=sys.stderr, flush=True)
+        (HERE / "setup").touch()
 
     def teardown(self):
         (HERE / "teardown").touch()
@@ -161,7 +160,7 @@ async def test_a_server_takes_no_connection_before_its_setup_is_done(spec: Path,
 async def test_a_server_that_is_told_to_stop_between_setup_and_listening_tears_down(tmp_path: Path) -> None:
     (tmp_path / "big.py").write_text(BIG)
     with ServerProcess.serve(str(tmp_path / "big.py")) as server:
-        await asyncio.to_thread(server.wait_for_line, "set up")
+        await eventually((tmp_path / "setup").exists)
         server.signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait) == 0
     assert (tmp_path / "teardown").exists()
