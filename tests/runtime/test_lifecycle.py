@@ -86,6 +86,8 @@ class Frozen(ETLServer):
 
 
 BIG = """
+import gc
+import time
 from pathlib import Path
 from etl_server import ETLServer
 
@@ -93,8 +95,12 @@ HERE = Path(__file__).parent
 
 class Big(ETLServer):
     def setup(self):
-        self.made = [[] for _ in range(5_000_000)]  # so that it takes a while until the server listens
-        (HERE / "setup").touch()
+        gc.callbacks.append(self.linger)
+
+    def linger(self, phase, info):  # what is swept before the server listens is as if it were a lot
+        if phase == "start" and info["generation"] == 2:
+            (HERE / "setup").touch()
+            time.sleep(0.5)
 
     def teardown(self):
         (HERE / "teardown").touch()
