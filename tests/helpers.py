@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 """The project's folder."""
+STARTS = 60.0
+"""Seconds that processes may take to start on a machine that has other things to do."""
 UNREADABLE = Path("/sys/class/net/lo/speed")
 """A file of some bytes of which the kernel gives none: EINVAL."""
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until `condition()` holds, for things that tell nobody when they happen."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until `condition()` holds, for things that tell nobody when they happen, in a process that starts, too."""
+    deadline = time.monotonic() + STARTS
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         await asyncio.sleep(0.005)
@@ -97,7 +99,7 @@ class Process:
         self, *command: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self.lines: list[str] = []
-        self.patience = 60.0  # a machine may be busy, and an interpreter takes long to start there
+        self.patience = STARTS
         self._ended = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(

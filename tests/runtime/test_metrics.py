@@ -26,7 +26,7 @@ from etl_server.runtime.counts import Counts, Tally
 from etl_server.runtime.metrics import BYTES, SECONDS, Families, Places
 from etl_server.testing import Target, pipeline
 from tests.conftest import Serve
-from tests.helpers import ROOT, ServerProcess, ais_file, eventually
+from tests.helpers import ROOT, STARTS, ServerProcess, ais_file, eventually
 from tests.raw_client import PATIENCE, RawClient
 from tests.stages import STORED, Stage, answering, refusing, resetting, response
 
@@ -34,8 +34,6 @@ from .conftest import Drive
 from .transforms import ALL_UPPER, STREAMS, Upper
 
 CONTENT = b"content of it"
-STARTS = 60.0
-"""Seconds that processes may take to start on a machine that has other things to do."""
 
 
 class Numbers:
@@ -429,7 +427,6 @@ def two_workers(tmp_path: Path, temporary: Path) -> Iterator[ServerProcess]:
     (tmp_path / "pid.py").write_text(TRANSFORM)
     environment = {"TMPDIR": str(temporary)}
     with ServerProcess.serve(f"{tmp_path / 'pid.py'}", "--workers", "2", environment=environment) as server:
-        server.patience = STARTS
         server.wait_until_listening()
         yield server
 
@@ -595,7 +592,6 @@ def test_workers_of_another_server_share_the_directory_that_they_are_told(tmp_pa
         port = str(free.getsockname()[1])
     options = ("-m", "uvicorn", "--app-dir", str(tmp_path), "--workers", "2", "--port", port, "pid:app")
     with ServerProcess(*options, environment={"PROMETHEUS_MULTIPROC_DIR": str(temporary)}, cwd=ROOT) as server:
-        server.patience = STARTS
         server.wait_for_line("startup complete", 2)
         server.lines.append(f"listening on http://127.0.0.1:{port}")  # it says so in other words
         deadline = time.monotonic() + STARTS

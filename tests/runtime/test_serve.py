@@ -18,7 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.helpers import ServerProcess
+from tests.helpers import STARTS, ServerProcess
 from tests.raw_client import PATIENCE
 
 SECRET, TOKEN = "s3cr3t-0f-test", "t0ken-0f-test"
@@ -88,7 +88,7 @@ def put(port: int, body: bytes, etl_args: str = "") -> tuple[int, bytes]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STARTS
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.02)

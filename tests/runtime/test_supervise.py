@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ServerProcess, eventually
+from tests.helpers import STARTS, ServerProcess, eventually
 from tests.raw_client import RawClient
 
 TRANSFORM = """
@@ -82,7 +82,7 @@ async def test_nobody_but_its_clients_notices_that_a_worker_is_killed(spec: Path
                     by_worker.setdefault(await pid_over(client), []).append(client)
                     await asyncio.sleep(0.01)
 
-            await asyncio.wait_for(both_have_clients(), 30)
+            await asyncio.wait_for(both_have_clients(), STARTS)
             (killed, (victim, *_)), (survivor, (witness, *_)) = by_worker.items()
             over = asyncio.Event()
 
@@ -109,7 +109,7 @@ async def test_nobody_but_its_clients_notices_that_a_worker_is_killed(spec: Path
                             return
                     await asyncio.sleep(0.01)
 
-            await asyncio.wait_for(is_replaced(), 30)
+            await asyncio.wait_for(is_replaced(), STARTS)
             over.set()
             assert await load > 0
         server.signal(signal.SIGTERM)
@@ -119,7 +119,6 @@ async def test_nobody_but_its_clients_notices_that_a_worker_is_killed(spec: Path
 def test_workers_that_die_at_every_start_end_the_server_with_the_reason(spec: Path) -> None:
     (spec.parent / "crash").touch()
     with tuned(spec, NEVER) as server:
-        server.patience = 60
         assert server.wait() == 3
     assert "a worker died 3 times in a row, soon after its start; at last it was ended by SIGSEGV" in server.lines[-1]
     assert len((spec.parent / "starts").read_text()) <= 6
@@ -132,7 +131,6 @@ async def test_workers_that_cannot_start_again_end_the_server_with_the_reason(sp
         await eventually(lambda: (spec.parent / "starts").read_text() == "11")
         (spec.parent / "raise").touch()
         os.kill(killed, signal.SIGKILL)
-        server.patience = 60
         assert await asyncio.to_thread(server.wait) == 3
     reason = "at last it did not start: setup() failed: RuntimeError: no model file"
     assert server.lines[-1].endswith(reason)
@@ -159,7 +157,6 @@ subprocess.Popen = Popen
 async def test_a_worker_that_cannot_be_forked_is_tried_again(spec: Path) -> None:
     environment = {"ETL_HOST": "127.0.0.1", "ETL_PORT": "0", "ETL_WORKERS": "2"}
     with ServerProcess("-c", NO_FORK, str(spec), "3", environment=environment) as server:
-        server.patience = 60
         async with RawClient(server.wait_until_listening().port) as client:
             os.kill(await pid_over(client), signal.SIGKILL)
         await asyncio.to_thread(server.wait_for_line, "it cannot be started again: no more processes")
@@ -219,7 +216,6 @@ async def test_a_worker_that_was_healthy_for_long_may_die_any_number_of_times(sp
 def test_a_first_start_that_fails_ends_the_server_at_once_with_its_reason(spec: Path, workers: int) -> None:
     (spec.parent / "raise").touch()
     with tuned(spec, NEVER, workers) as server:
-        server.patience = 60
         assert server.wait() == 3
     assert server.lines[-1].endswith("setup() failed: RuntimeError: no model file")
     assert len((spec.parent / "starts").read_text()) <= workers
