@@ -57,7 +57,7 @@ def upgrade(transport: asyncio.Transport, head: bytes, rest: bytes, worker: Work
     reading = Reading(protocol, transport, worker.read_buffer, connection)
     transport.set_protocol(reading)
     reading.pass_on(memoryview(head))
-    if rest:
+    if rest and not transport.is_closing():
         reading.take(memoryview(rest))
 
 
@@ -99,7 +99,7 @@ class _Connection(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
-        if frame.rsv1:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._refuse(PROTOCOL_ERROR, "a reserved bit is set, as of an extension that was not agreed on")
             return
         if kind == BINARY and frame.fin and not self._parts and self._closing is None and not self._refused:
@@ -114,6 +114,9 @@ class _Connection(WSListener):
         if kind not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             return
         if self._closing is not None or self._refused:
+            return
+        if (kind == WSMsgType.CONTINUATION) != bool(self._parts):
+            self._refuse(PROTOCOL_ERROR, "a message begins within another one, or goes on that has not begun")
             return
         if frame.fin and not self._parts:
             self._feed(kind, frame.get_payload_as_bytes())
@@ -133,7 +136,7 @@ class _Connection(WSListener):
 
     def takes_large(self) -> bool:
         """Whether a message may come now that picows does not see."""
-        return not (self._parts or self._refused or self._closing is not None)
+        return not (self._parts or self._refused or self._transport.is_close_frame_sent)
 
     def take_large(self, message: bytes) -> None:
         """A message has come that picows has not seen."""

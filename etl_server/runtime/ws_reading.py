@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Protocol
 
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs lack it
@@ -121,7 +122,8 @@ class Reading(asyncio.BufferedProtocol):
         """A large message begins; returns where in `data` it ends, as far as it has come."""
         self._small_frames = 0
         if len(self._room) < size:
-            self._room = memoryview(bytearray(size))
+            # Of such zeros the system makes memory as they are written over: a head alone costs nothing.
+            self._room = io.BytesIO(bytes(size)).getbuffer()
         start += _LARGE_HEAD
         self._mask = bytes(data[start - 4 : start])
         here = data[start : start + size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from websockets.frames import CloseCode, Frame, Opcode
@@ -13,6 +13,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from etl_server import ETLServer
 from etl_server.runtime.ws_reading import LARGE, LARGEST, SMALL_FRAMES
 from tests.conftest import Live, Serve
+from tests.peak_memory import memory_of
 from tests.raw_client import RawClient
 
 SIZES = (0, 1, 125, 126, 65535, 65536, LARGE - 1, LARGE, LARGE + 1, 300_000, 1 << 20, LARGEST, LARGEST + 1)
@@ -154,6 +155,42 @@ async def test_a_large_message_that_may_not_be_ends_the_connection(serve: Serve,
         assert await socket.close_code() == code
 
 
+@pytest.mark.parametrize("size", [4, LARGE])
+@pytest.mark.parametrize(
+    ("before", "first"),
+    [(b"", 0xA2), (b"", 0x92), (b"part", 0x82), (b"part", 0x81), (b"", 0x80), (b"", 0x00)],
+    ids=[
+        "second bit",
+        "third bit",
+        "within another",
+        "text within another",
+        "end without beginning",
+        "part of nothing",
+    ],
+)
+async def test_a_frame_that_may_not_be_ends_the_connection(serve: Serve, size: int, before: bytes, first: int) -> None:
+    part = frame(before, fin=False) if before else b""
+    async with connected(serve(Echo)) as socket:
+        socket.writer.write(frame(b"{}") + part + bytes((first,)) + frame(b"x" * size)[1:])
+        assert await socket.close_code() == CloseCode.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("transport", ["protocol"])
+async def test_nothing_is_taken_behind_a_frame_that_may_not_be(serve: Serve) -> None:
+    seen: list[int] = []
+
+    class Seen(Echo):
+        def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
+            seen.append(len(data))
+            return data
+
+    async with connected(serve(Seen)) as socket:
+        socket.writer.write(frame(b"{}") + frame(b"", Opcode.PING, mask=False) + frame(b"x" * LARGE))
+        assert await socket.close_code() == CloseCode.PROTOCOL_ERROR
+        await socket.closed()
+    assert seen == []
+
+
 async def test_a_large_message_within_the_parts_of_another_is_no_object(serve: Serve) -> None:
     async with connected(serve(Echo)) as socket:
         socket.writer.write(frame(b"{}") + frame(b"part", fin=False) + frame(b"x" * LARGE) + frame(b"y", Opcode.CONT))
@@ -167,3 +204,16 @@ async def test_a_client_that_leaves_within_a_large_message_leaves_nothing_behind
         await socket.send(of(b"x" * (1 << 20))[:-1])
     async with connected(live) as socket:
         await exchange(socket, of(b"x"), [], [(Opcode.BINARY, b"x")])
+
+
+async def test_the_head_of_a_large_message_costs_no_memory(serve: Serve) -> None:
+    live = serve(Echo)
+    head = b"\x82\xff" + LARGEST.to_bytes(8, "big") + b"mask"
+    async with AsyncExitStack() as clients:
+        sockets = [await clients.enter_async_context(connected(live)) for _ in range(30)]
+        before = memory_of(os.getpid(), "VmRSS")
+        for socket in sockets:
+            await exchange(socket, frame(b"{}") + frame(b"", Opcode.PING) + head, [], [(Opcode.PONG, b"")])
+        async with connected(live) as socket:  # by its answer, all that came before has been seen to
+            await exchange(socket, of(b"x"), [], [(Opcode.BINARY, b"x")])
+        assert memory_of(os.getpid(), "VmRSS") - before < len(sockets) * LARGEST // 4
