@@ -459,7 +459,7 @@ class _Connection(asyncio.BufferedProtocol):
             return
         try:
             self._parser.feed_data(self._buffer.whole[:count])
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if not self.body.ended:
                 self._fail(self._lost("its answer is not valid HTTP"))
                 return
@@ -468,6 +468,10 @@ class _Connection(asyncio.BufferedProtocol):
             taker, self._taker = self._taker, None
             if taker is not None:
                 taker(self._response)
+
+    def eof_received(self) -> None:
+        # The transport would wait for ever until what is not sent yet has been taken.
+        self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True

@@ -14,7 +14,8 @@ import trustme
 from etl_server import Settings
 from etl_server.errors import BodyTooLargeError, UpstreamRefusedError, UpstreamUnreachableError
 from etl_server.runtime import outbound as outbound_module
-from etl_server.runtime.outbound import Outbound, Response
+from etl_server.runtime.outbound import MOST_ORIGINS, Outbound, Response
+from tests.raw_client import PATIENCE
 from tests.stages import (
     STORED,
     Script,
@@ -223,6 +224,17 @@ async def test_no_more_idle_connections_are_kept_than_allowed(outbound: Make) ->
         for answer in opened:
             await taken(answer)
         await stage.until(lambda: stage.open == 2)
+
+
+async def test_places_that_no_connection_leads_to_are_forgotten(outbound: Make) -> None:
+    client = outbound()
+    async with Stage(answering(STORED)) as stage:
+        await get(client, stage.url)
+        for number in range(3 * MOST_ORIGINS):
+            client._locate(f"http://h{number}/")
+        assert len(client._origins) <= MOST_ORIGINS
+        await get(client, stage.url)
+        assert stage.connections == 1
 
 
 async def test_an_idle_connection_expires(outbound: Make) -> None:
@@ -495,6 +507,20 @@ async def test_a_body_waits_for_who_takes_it(outbound: Make) -> None:
 
 
 # Time
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_who_ends_its_side_and_takes_no_more_is_lost(outbound: Make, streamed: bool) -> None:
+    async def half_closing(connection: StageConnection) -> None:
+        await connection.head()
+        connection.writer.write_eof()
+        await asyncio.Event().wait()
+
+    pieces = [[bytes(1 << 20)]] * 64
+    async with Stage(half_closing) as stage:
+        putting = put(outbound(io_timeout=0.3), stage.url, stream(*pieces) if streamed else bytes(64 << 20))
+        with pytest.raises(UpstreamUnreachableError):
+            await asyncio.wait_for(putting, PATIENCE)
 
 
 async def test_slow_but_steady_is_no_stall(outbound: Make) -> None:
