@@ -431,7 +431,7 @@ class HttpExchange:
             self._task = now
             protocol.tasks.add(now)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked
         else:
-            self._run(already(now) if isinstance(now, Answer) else now)
+            self._run(now)
 
     def go_on(self, hop: Hop, now: Answer | Handler) -> None:
         protocol = self._protocol
@@ -441,10 +441,11 @@ class HttpExchange:
             hop.way.answered(now.status)
             protocol.worker.admission.leave()
         else:
-            self._run(already(now) if isinstance(now, Answer) else now)
+            self._run(now)
 
-    def _run(self, rest: Handler | None) -> None:
+    def _run(self, now: Answer | Handler | None) -> None:
         protocol = self._protocol
+        rest = already(now) if isinstance(now, Answer) else now
         self._task = task = start_eagerly(self._serve(rest), eager=protocol.worker.eager)
         if task is not None:
             protocol.tasks.add(task)  # type: ignore[arg-type]
@@ -457,6 +458,10 @@ class HttpExchange:
         if self.response_complete:
             return
         self.body.fail(ClientDisconnectedError(why))
+        # Not from here: a task that is cancelled before its first step does not even note that its object has ended.
+        self._protocol.loop.call_soon(self._cancel)
+
+    def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
 

@@ -507,8 +507,8 @@ class Worker:
         try:
             mime_type = self.server.get_mime_type()
             _ = mime_type.encode("latin-1")
-        except Exception as error:
-            raise TransformError(f"get_mime_type(): {error}") from error
+        except BaseException as error:
+            raise TransformError(f"get_mime_type(): {tame(error)}") from error
         return mime_type
 
     async def _deliver(
@@ -663,7 +663,9 @@ def _is_transient(error: BaseException) -> bool:
 def already(answer: Answer) -> Handler:
     """What "answers" a request whose answer is there."""
 
-    async def handle(_: Exchange, __: Lease) -> Answer:
+    async def handle(_: Exchange, lease: Lease) -> Answer:
+        if isinstance(answer.body, bytes):
+            lease.add(len(answer.body))
         return answer
 
     return handle

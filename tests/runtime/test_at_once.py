@@ -45,6 +45,11 @@ class BadMimeType(Inline):
         return "näive/ŧype"
 
 
+class NoMimeType(Inline):
+    def get_mime_type(self) -> str:
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("body", "answer"),
     [(b"x", b"X"), (b"view", b"viewed"), (b"array", b"array"), (b"empty", b""), (b"later", b"finished")],
@@ -75,8 +80,9 @@ async def test_an_inline_transform_that_fails_fails_its_object_alone(serve: Serv
         assert (await client.answer()).body == b"NEXT"
 
 
-async def test_a_mime_type_that_cannot_be_sent_fails_the_object(serve: Serve) -> None:
-    async with RawClient(serve(BadMimeType).port) as client:
+@pytest.mark.parametrize("cls", [BadMimeType, NoMimeType])
+async def test_a_mime_type_that_cannot_be_sent_fails_the_object(serve: Serve, cls: type[ETLServer]) -> None:
+    async with RawClient(serve(cls).port) as client:
         await client.put("/b/o", b"x")
         got = await client.answer()
         assert got.status == 500

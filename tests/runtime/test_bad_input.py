@@ -15,14 +15,16 @@ from typing import Any, BinaryIO
 import pytest
 
 from etl_server import AsyncReader, ETLError, ETLServer, Settings
+from etl_server.runtime.http import HttpExchange
 from etl_server.testing import Driver, Reply, Target
 from etl_server.wire.names import encode_uname
 from tests.conftest import Live, Serve, Transport
+from tests.helpers import eventually
 from tests.raw_client import RawAnswer, RawClient
 from tests.stages import STORED, Stage, answering, hanging_up, refusing, resetting, response, saying, stalling
 
 from .conftest import Drive
-from .transforms import ALL_UPPER, EAGER_STREAMS, STREAMS, SWALLOWING, EagerStream, Upper, UpperStream
+from .transforms import ALL_UPPER, EAGER_STREAMS, STREAMS, SWALLOWING, AsyncUpper, EagerStream, Upper, UpperStream
 
 
 @asynccontextmanager
@@ -410,16 +412,6 @@ async def test_a_body_that_is_cut_is_no_object(serve: Serve, cls: type[ETLServer
                 assert [request.target for request in stage.requests if request.complete] == ["/src/b"], cut
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread makes true."""
-
-    async def wait() -> None:
-        while not condition():
-            await asyncio.sleep(0.002)
-
-    await asyncio.wait_for(wait(), 10)
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_a_client_that_goes_away_in_its_upload_ends_the_transform(serve: Serve, asynchronous: bool) -> None:
     closed = threading.Event()
@@ -492,6 +484,25 @@ async def test_a_client_that_goes_away_ends_an_async_transform(serve: Serve) -> 
         assert await asyncio.to_thread(started.wait, 10)
         client.go_away()
         assert await asyncio.to_thread(cancelled.wait, 10)
+
+
+@pytest.mark.parametrize("transport", ["protocol"])
+async def test_a_client_that_goes_away_before_the_first_step_leaves_nothing_behind(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = HttpExchange.start
+
+    def start_and_lose(exchange: HttpExchange) -> None:
+        start(exchange)
+        exchange.disconnect("The client went away")
+
+    live = serve(AsyncUpper)
+    async with connected(live) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(HttpExchange, "start", start_and_lose)
+            await client.put("/src/a", b"x")
+            await eventually(lambda: live.worker.counts.push.outcomes.get("gone"))
+    await eventually(lambda: live.worker.admission.in_flight == 0)
 
 
 async def test_a_client_that_goes_away_leaves_its_place_to_the_next(serve: Serve, target: Target) -> None:

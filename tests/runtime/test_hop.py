@@ -166,6 +166,37 @@ async def test_many_hops_at_once_do_not_mix(serve: Serve, hops: Hops) -> None:
     await idle(live)
 
 
+async def test_hops_keep_to_the_connections_that_are_allowed(serve: Serve, hops: Hops) -> None:
+    asked = most = 0
+
+    async def echo(connection: StageConnection) -> None:
+        nonlocal asked, most
+        while (request := await connection.request()) is not None:
+            asked += 1
+            most = max(most, asked)
+            await asyncio.sleep(0.001)
+            asked -= 1
+            await connection.send(response(200, request.target.encode()))
+
+    async with Stage(echo) as stage:
+        live = serve(Inline, host_target=stage.url, max_connections=3, max_keepalive_connections=2)
+
+        async def ask(number: int) -> None:
+            async with RawClient(live.port) as client:
+                for count in range(10):
+                    await client.get(f"/{number}-{count}")
+                    assert (await client.answer()).body == b"/%d-%d" % (number, count)
+
+        for clients in (10, 2):  # ten wait for each other, two have a connection at hand
+            await asyncio.gather(*(ask(number) for number in range(clients)))
+        await stage.until(lambda: stage.open <= 2)
+        outbound = live.worker.outbound
+        assert (len(outbound._open), outbound._idle_count) == (stage.open, stage.open)
+    assert most <= 3
+    assert hops.begun >= 20
+    await idle(live)
+
+
 # What is not as usual goes on as it would have without a hop
 
 
@@ -322,6 +353,103 @@ async def test_an_object_over_the_limit_is_refused(serve: Serve, hops: Hops) -> 
             assert [(await pull(client)).status for _ in range(3)] == [200, 413, 200]
     assert hops.begun >= 1
     await idle(live)
+
+
+async def test_a_large_result_takes_up_memory_until_it_is_taken(serve: Serve, hops: Hops) -> None:
+    size = 48 << 20  # more than all the buffers between a server and its client
+
+    class Grow(Inline):
+        def transform(self, data: bytes, path: str, etl_args: str) -> bytes:
+            return bytes(size) if path == "large" else data
+
+    async with Stage(answering(OBJECT)) as stage:
+        live = serve(Grow, host_target=stage.url)
+        async with RawClient(live.port) as client:
+            await pull(client)
+            await client.get("/large")
+            assert (await client.head())[0] == 200
+            assert live.worker.admission.memory.used >= size
+    assert hops.begun == 1
+    await idle(live)
+
+
+def parts(*answers: bytes) -> list[bytes]:
+    """Answers, cut off at every byte."""
+    return [answer[:end] for answer in answers for end in range(len(answer) + 1)]
+
+
+ODD = [
+    *parts(STORED, response(200, b"con"), response(200, b"con", chunked=True), response(404, b"why")),
+    response(204),
+    response(204, headers={"Ais-Direct-Put-Length": "42"}),
+    response(204) + b"behind",
+    STORED + b"behind",
+    STORED + STORED,
+    response(200, chunked=True),
+    response(200, headers={"Connection": "close"}),
+    response(200, b"content", {"Connection": "close", "Content-Type": "x/y"}),
+    *(response(status, body) for status in (201, 202, 206, 301, 304, 413, 500) for body in (b"", b"content")),
+    response(503, b"later", {"ais-etl-retry-reason": "direct-put-transient"}),
+    b"HTTP/1.1 100 Continue\r\n\r\n" + response(200, b"content"),
+    b"HTTP/1.1 103 Early Hints\r\nContent-Length: 7\r\n\r\n" + STORED,
+    b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n" + STORED,
+    b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\ncontent",
+    b"HTTP/1.0 200 OK\r\n\r\ncontent",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n7\r\ncontent\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nContent-Length: 8\r\n\r\ncontent!",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7;x=y\r\ncontent\r\n0\r\nx-more: 1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+]
+"""What a stage may say before it closes the connection."""
+
+
+def odd(usual: bytes) -> Script:
+    """Answer as usual, but say number n of `ODD` to the first request whose name ends in /n, and close."""
+    said: set[str] = set()
+
+    async def script(connection: StageConnection) -> None:
+        while (request := await connection.request()) is not None:
+            name = request.target.rpartition("/")[2]
+            if name.isdigit() and name not in said:
+                said.add(name)
+                await connection.send(ODD[int(name)])
+                return
+            await connection.send(usual)
+
+    return script
+
+
+@pytest.mark.parametrize("way", ["delivery", "pull"])
+async def test_whatever_is_answered_it_is_told_as_without_a_hop(
+    serve: Serve, hops: Hops, backoffs: list[float], way: str
+) -> None:
+    async def told(live: Live, stage: Stage) -> list[tuple[object, ...]]:
+        answers: list[tuple[object, ...]] = []
+        for number in range(len(ODD)):
+            async with RawClient(live.port) as client:
+                for name in ("/usual", f"/{number}"):
+                    if way == "pull":
+                        await client.get(name)
+                    else:
+                        await client.put(name, b"object", f"ais-node-url: {stage.url}\r\n")
+                    answer = await client.answer()
+                headers = {key: value for key, value in answer.headers.items() if key != "date"}
+                body = answer.body.replace(stage.netloc.encode(), b"stage") if answer.whole else b""
+                answers.append((ODD[number], answer.status, answer.whole, body, headers))
+        await idle(live)
+        counts = live.worker.counts
+        return [*answers, (counts.direct_puts, counts.retries, counts.push.outcomes, counts.pull.outcomes)]
+
+    outcomes = []
+    for access_log in (False, True):  # what is logged is no hop
+        begun = hops.begun
+        async with Stage(odd(OBJECT if way == "pull" else STORED)) as stage:
+            live = serve(Inline, host_target=stage.url, access_log=access_log)
+            outcomes.append(await told(live, stage))
+        assert hops.begun == begun if access_log else hops.begun >= len(ODD)
+    for with_hop, without in zip(*outcomes, strict=True):
+        assert with_hop == without
 
 
 @pytest.mark.parametrize("way", ["delivery", "pull"])

@@ -224,6 +224,18 @@ async def test_a_client_that_does_not_take_its_answer_is_given_up(
     assert any("The client has taken nothing for ETL_IO_TIMEOUT=0.3 s" in line for line in told(caplog))
 
 
+class LargeAtOnce(Large):
+    execution = "inline"
+
+
+@pytest.mark.parametrize("cls", [Large, LargeAtOnce])
+async def test_an_answer_takes_up_memory_until_it_is_taken(serve: Serve, cls: type[ETLServer]) -> None:
+    live = serve(cls)
+    async with not_reading(live):
+        assert live.worker.admission.memory.used >= SIZE
+    await eventually(lambda: live.worker.admission.memory.used == 0)
+
+
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(serve: Serve, often: None) -> None:
     async with RawClient(serve(LargeStream, io_timeout=1).port) as client:
         await client.put("/b/o", b"x")
