@@ -267,7 +267,7 @@ class FileTree:
             directory = self._entered.get(parent)
         if directory is None or not directory.is_there():
             if create:
-                self.root.mkdir(parents=True, exist_ok=True)
+                _make(self.root)
             directory = _Directory(self._enter(parent.split("/") if parent else [], create=create))
             with self._lock:
                 if len(self._entered) >= _DIRECTORIES_KEPT:
@@ -531,6 +531,18 @@ def _incoming_name(owner: str) -> str:
     """A name that no other file has, not of any process either: a random number for each file would cost more."""
     unique = f"{_RANDOM}-{os.getpid():x}-{next(_NUMBERS):x}"
     return f"{INCOMING}-{owner}-{unique}" if owner else f"{INCOMING}-{unique}"
+
+
+def _make(directory: Path) -> None:
+    """Make a directory that is not there, and those above it, to last."""
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        parent = os.open(directory.parent, _DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
 
 
 def _rename(incoming: str, file: str, directory: int) -> None:

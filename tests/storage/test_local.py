@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +79,18 @@ def test_an_iterable_that_fails_leaves_the_old_object(store: LocalObjectStore, t
         with pytest.raises(OSError, match="the source broke"):
             store.put_object(name, broken())
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "store").iterdir()] == [("obj", b"old")]
+
+
+def test_a_list_does_not_hold_what_it_lists(store: LocalObjectStore) -> None:
+    for number in range(5000):
+        (store.root / f"{number % 10}").mkdir(parents=True, exist_ok=True)
+        (store.root / f"{number % 10}" / f"object {number}").touch()
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in store.list_objects()) == 5000
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_deleting_leaves_no_empty_directory_in_another_name_s_way(store: LocalObjectStore) -> None:
@@ -244,6 +259,53 @@ def test_what_a_killed_process_leaves_is_no_object(store: LocalObjectStore, tmp_
     assert names(store) == ["dir/obj"]
     assert not store.exists(f"dir/{left.name}")
     assert read(store, "dir/obj") == b"old"
+
+
+def test_a_content_that_is_not_on_disk_is_no_object(
+    store: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that crashes is to leave no name without its content."""
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    store.put_object("obj", b"old")
+    goal = tmp_path / "goal"
+    goal.write_bytes(b"new")
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (
+        lambda: store.put_object("obj", b"new"),
+        lambda: store.put_object("obj", iter([b"new"])),
+        lambda: store.upload_object("obj", goal),
+        lambda: store.download_object("obj", goal, overwrite=True),
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            write()
+    assert store.read_object("obj") == b"old"
+    assert goal.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["goal", "obj", "store"]
+
+
+def test_names_and_new_directories_are_on_disk_before_a_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalObjectStore(tmp_path / "new" / "store")
+    synced: list[tuple[str, bool]] = []
+
+    def note(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            synced.append((path.relative_to(tmp_path).as_posix(), store.exists("dir/obj")))
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.put_object("dir/obj", b"content")
+    assert synced == [(".", False), ("new", False), ("new/store", False), ("new/store/dir", True)]
+    synced.clear()
+    store.delete_object("dir/obj")
+    assert synced == [("new/store/dir", False)]
 
 
 def test_threads_that_share_a_store_put_objects_in_the_directories_of_their_names(

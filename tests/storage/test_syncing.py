@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from etl_server.errors import ObjectStoreError
-from etl_server.storage import LocalObjectStore, Owner
+from etl_server.storage import LocalObjectStore, Owner, syncing
 from etl_server.storage.object_paths import INCOMING
 from etl_server.storage.syncing import sync_all
 
@@ -39,6 +40,27 @@ def test_one_that_cannot_be_settled_fails_alone_and_leaves_nothing(store: LocalO
     assert [error is None for error in failed] == [True, True, False, True, True, True]
     assert isinstance(failed[2], ObjectStoreError)
     assert sorted(contents(store)) == ["a", "c/below", "d", "dir/b", "e", "f"]
+    assert not list(tmp_path.rglob(f"{INCOMING}*"))
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+@pytest.mark.parametrize("directories", [False, True])
+def test_what_is_not_on_disk_is_told(
+    store: LocalObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, directories: bool
+) -> None:
+    """Of contents, before they become objects; of directories, which have the names, afterwards."""
+    broken = OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == directories:
+            raise broken
+
+    store.put_object("0", b"old")
+    puts = [store.put_unsettled(str(number), b"new") for number in range(count)]
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(syncing, "_sync_file_system", lambda descriptor: None if directories else broken)
+    assert store.settle(puts) == [broken] * count
+    assert contents(store) == ({put.info.name: b"new" for put in puts} if directories else {"0": b"old"})
     assert not list(tmp_path.rglob(f"{INCOMING}*"))
 
 
