@@ -74,6 +74,7 @@ class AISObjectStore(ObjectStore):
 
         Raises:
             ConfigError: there is no endpoint, or it is no URL.
+            ValueError: the name of the bucket cannot be one.
         """
         self._prefix = checked_prefix(bucket, prefix)
         settings = settings or Settings.load()
@@ -171,7 +172,11 @@ class AISObjectStore(ObjectStore):
             with unreadable_told(body), self._send("PUT", object_name, headers=headers, body=body, size=size) as answer:
                 return ObjectInfo(object_name, size, _etag(answer.headers), None)
 
-        return self._policy.call(put)
+        stored = self._policy.call(put)
+        # Of some buckets AIStore tells neither, and so does what is not AIStore and answers everything with a page.
+        if stored.etag is None and self.get_object_size(object_name) != size:
+            raise ObjectStoreError(f"{self._uri(object_name)}: the server acknowledged it without storing it")
+        return stored
 
     def _get(self, object_name: str, start: int, stop: int | None) -> _AISBody | None:
         """The object from a byte on, asked for once; None where it ends before."""

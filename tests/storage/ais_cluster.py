@@ -123,18 +123,14 @@ class AISCluster:
     def _object(self, request: web.BaseRequest, name: str, body: bytes) -> web.Response:
         if request.method == "PUT":
             self.objects[name] = body
-            return web.Response()
+            return web.Response(headers=self._told(body))
         if name not in self.objects:
             return web.Response(status=404, text='{"status": 404, "message": "object does not exist"}')
         if request.method == "DELETE":
             del self.objects[name]
             return web.Response()
         content = self.objects[name]
-        headers = {"Last-Modified": formatdate(0, usegmt=True)}
-        if self.versions:
-            headers |= {"ais-version": _md5(content)}
-        else:
-            headers |= {CHECKSUM_TYPE_HEADER: "md5", CHECKSUM_VALUE_HEADER: _md5(content)}
+        headers = {"Last-Modified": formatdate(0, usegmt=True), **self._told(content)}
         given = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
         if given is None:
             return web.Response(body=content, headers=headers)
@@ -143,6 +139,12 @@ class AISCluster:
             return web.Response(status=416)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
         return web.Response(status=206, body=content[start:stop], headers=headers)
+
+    def _told(self, content: bytes) -> dict[str, str]:
+        """The headers that tell contents apart, of an object and in the answer to its PUT."""
+        if self.versions:
+            return {"ais-version": _md5(content)}
+        return {CHECKSUM_TYPE_HEADER: "md5", CHECKSUM_VALUE_HEADER: _md5(content)}
 
 
 def _md5(content: bytes) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -167,6 +168,24 @@ def test_what_may_pass_is_tried_again(store: AISObjectStore, cluster: AISCluster
     cluster.faults += [(node, fault)]
     assert read(store, "obj") == CONTENT
     assert cluster.faults == []
+
+
+@pytest.mark.parametrize("node", ["gateway", "target"])
+def test_a_node_that_does_not_answer_is_asked_again(cluster: AISCluster, node: str) -> None:
+    async def silence(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    settings = Settings.load(io_timeout=1)
+    with AISObjectStore(BUCKET, endpoint=cluster.url, settings=settings, policy=QUICK) as store:
+        cluster.faults += [(node, silence)]
+        store.put_object("obj", b"content")
+        cluster.faults += [(node, silence)]
+        assert read(store, "obj") == b"content"
+        assert cluster.faults == []
+        cluster.faults += [(node, silence)] * 2 * QUICK.tries  # the session asks once more each time
+        with pytest.raises(ObjectStoreTransientError, match="timed out"):
+            store.stat_object("obj")
 
 
 def test_trying_again_has_an_end(store: AISObjectStore, cluster: AISCluster) -> None:
@@ -364,6 +383,29 @@ def test_redirects_have_an_end_and_stay_with_the_object(store: AISObjectStore, c
     cluster.location = lambda url: "ftp" + url[4:]
     with pytest.raises(RedirectError, match="http"):
         store.stat_object("obj")
+
+
+@pytest.mark.parametrize("there", [b"other", None], ids=["other", "missing"])
+def test_a_put_that_something_else_acknowledged_is_no_success(
+    store: AISObjectStore, cluster: AISCluster, there: bytes | None
+) -> None:
+    if there is not None:
+        store.put_object("obj", there)
+    cluster.faults += [("gateway", status(200))]
+    with pytest.raises(FileNotFoundError if there is None else ObjectStoreError, match="obj"):
+        store.put_object("obj", b"content")
+
+
+def test_a_server_that_tells_no_checksum_has_stored_it_all_the_same(store: AISObjectStore, cluster: AISCluster) -> None:
+    """As AIStore does of a bucket without checksums and versions."""
+
+    async def untold(request: web.BaseRequest) -> web.StreamResponse:
+        cluster.objects["pre fix/obj"] = b"content"
+        return web.Response()
+
+    cluster.faults += [("target", untold)]
+    assert store.put_object("obj", b"content").etag is None
+    assert read(store, "obj") == b"content"
 
 
 def test_an_object_that_nobody_asked_the_body_of_was_not_stored(store: AISObjectStore, cluster: AISCluster) -> None:
