@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +23,12 @@ UNPRIVILEGED: tuple[str, ...] = (
 needs_unprivileged = pytest.mark.skipif(
     not os.geteuid() and shutil.which("setpriv") is None, reason="root without setpriv may read and write everything"
 )
+
+
+_INSTALL_SECONDS = 600
+
+needs_installation = pytest.mark.timeout(_INSTALL_SECONDS + 60)
+"""Marks the tests that call `python_with()`: the first of them on a machine waits for the installation."""
 
 
 class Environment:
@@ -54,3 +62,39 @@ def make_wheel(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
+
+
+def python_with(name: str, *requirements: str) -> Path:
+    """The interpreter of an environment that has these requirements, and nothing of ours.
+
+    It is of the same Python as the tests. Installed from PyPI when it is first asked for, into
+    `~/.cache/etl-server-tests` (or `$XDG_CACHE_HOME`), and found there from then on. Processes that ask at once wait
+    for the one that installs; an installation that was cut short is begun anew.
+
+    Args:
+        name: what the environment's name begins with.
+        requirements: as pip takes them.
+
+    Raises:
+        RuntimeError: the installation failed; the text is pip's.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etl-server-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    unique = f"{' '.join(requirements)} {sys.version} {sys.base_prefix}"
+    name = f"{name}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}"
+    place = cache / name
+    python, installed = place / "bin/python", place / "installed"
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            _run(sys.executable, "-m", "venv", str(place))
+            _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+            installed.touch()
+    return python
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr or done.stdout}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 import pytest
 import trustme
 from botocore.exceptions import ClientError
@@ -87,6 +88,18 @@ def test_resources_follow(gateway: S3Proxy, bucket: str) -> None:
     item = follow_redirects(resource).Object(bucket, "key")
     item.put(Body=BODY)
     assert item.get()["Body"].read() == BODY
+
+
+def test_clients_of_botocore_itself_follow(gateway: S3Proxy, s3: S3Client, bucket: str) -> None:
+    client: Any = botocore.session.get_session().create_client(
+        "s3",
+        region_name=REGION,
+        endpoint_url=gateway.url,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
+    follow_redirects(client).put_object(Bucket=bucket, Key="key", Body=BODY)
+    assert s3.get_object(Bucket=bucket, Key="key")["Body"].read() == BODY
 
 
 def test_presigned_urls_are_as_before(gateway: S3Proxy, bucket: str) -> None:
@@ -198,16 +211,54 @@ def test_nothing_goes_from_https_to_http_unless_allowed(
     assert s3.get_object(Bucket=bucket, Key="key")["Body"].read() == BODY
 
 
+async def test_aiobotocore_follows_three_and_sends_no_body_that_cannot_be_rewound(
+    s3_proxy: S3Proxy, s3: S3Client, bucket: str
+) -> None:
+    s3.put_object(Bucket=bucket, Key="key", Body=BODY)
+    async with aio_s3_client(s3_proxy.url) as client:
+        follow_redirects(client)
+        s3_proxy.inject(redirect(307, s3_proxy.url), times=3)
+        assert await (await client.get_object(Bucket=bucket, Key="key"))["Body"].read() == BODY
+        s3_proxy.clear()
+        s3_proxy.inject(redirect(307, s3_proxy.url), times=None)
+        with pytest.raises(RedirectError, match="at most 3") as failed:
+            await client.get_object(Bucket=bucket, Key="key")
+        assert failed.value.hops == [f"{s3_proxy.url}/{bucket}/key"] * 5
+        assert len(s3_proxy.requests) == 4
+        s3_proxy.clear()
+        pipe: Any = Pipe(BODY)
+        with pytest.raises(RedirectError, match="cannot be rewound, Pipe"):
+            await client.put_object(Bucket=bucket, Key="key", Body=pipe, ContentLength=len(BODY))
+        assert s3_proxy.requests == []
+        assert pipe.read() == BODY
+
+
+async def test_aiobotocore_goes_from_https_to_http_only_where_allowed(
+    https: tuple[S3Proxy, Path], s3_proxy: S3Proxy, s3: S3Client, bucket: str
+) -> None:
+    gateway, ca = https
+    gateway.inject(redirect(307, s3_proxy.url), times=None)
+    async with aio_s3_client(gateway.url, verify=ca, request_checksum_calculation="when_required") as client:
+        follow_redirects(client)
+        with pytest.raises(RedirectError, match="https to http"):
+            await client.put_object(Bucket=bucket, Key="key", Body=BODY)
+        assert s3_proxy.requests == []
+        follow_redirects(client, allow_http=True)
+        await client.put_object(Bucket=bucket, Key="key", Body=BODY)
+    assert s3.get_object(Bucket=bucket, Key="key")["Body"].read() == BODY
+
+
 PATCHED = """
 import asyncio, sys, boto3
 url, bucket, access, secret = sys.argv[1:]
 arguments = dict(endpoint_url=url, aws_access_key_id=access, aws_secret_access_key=secret, region_name="us-east-1")
 boto3.setup_default_session()
 import etl_server.botocore_patch
-import aiobotocore.session, s3fs
+import aiobotocore.session, botocore.session, s3fs
 client = boto3.client("s3", **arguments)
 client.put_object(Bucket=bucket, Key="boto3", Body=b"1")
 boto3.session.Session().resource("s3", **arguments).Object(bucket, "resource").put(Body=b"2")
+botocore.session.get_session().create_client("s3", **arguments).put_object(Bucket=bucket, Key="botocore", Body=b"5")
 async def main():
     async with aiobotocore.session.get_session().create_client("s3", **arguments) as client:
         await client.put_object(Bucket=bucket, Key="aiobotocore", Body=b"3")
@@ -223,4 +274,4 @@ def test_the_patch_serves_every_client_of_a_process(gateway: S3Proxy, bucket: st
     command = [sys.executable, "-c", PATCHED, gateway.url, bucket, ACCESS_KEY, SECRET_KEY]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert done.stdout.split() == ["aiobotocore", "boto3", "resource", "s3fs"]
+    assert done.stdout.split() == ["aiobotocore", "boto3", "botocore", "resource", "s3fs"]
