@@ -16,6 +16,7 @@ from aiohttp import web
 from etl_server.errors import ConfigError, ObjectStoreError, ObjectStoreTransientError
 from etl_server.storage import RetryPolicy, S3ObjectStore, open_store
 from tests.helpers import UNREADABLE
+from tests.raw_client import PATIENCE
 
 from .s3_proxy import (
     Exchange,
@@ -134,6 +135,31 @@ def test_a_wrong_key_is_not_tried_again(s3_proxy: S3Proxy, bucket: str) -> None:
             with pytest.raises(PermissionError):
                 ask()
             assert len(s3_proxy.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AccessDenied"),
+        (403, "SignatureDoesNotMatch"),
+        (401, "Unauthorized"),
+        (400, "ExpiredToken"),
+        (400, "InvalidToken"),
+    ],
+)
+def test_what_is_denied_is_not_tried_again(store: S3ObjectStore, s3_proxy: S3Proxy, status: int, code: str) -> None:
+    s3_proxy.inject(answer(status, code), times=None)
+    for ask in (
+        lambda: store.open_object("a"),
+        lambda: store.put_object("a", b""),
+        lambda: store.put_object("a", pieces(CONTENT)),
+        lambda: store.delete_object("a"),
+        lambda: list(store.list_objects()),
+    ):
+        s3_proxy.requests.clear()
+        with pytest.raises(PermissionError, match=code):
+            ask()
+        assert len(s3_proxy.requests) == 1
 
 
 FAULTS = [throttle(), internal_error(), reset(), slow(5), answer(429, "TooManyRequests"), answer(400, "RequestTimeout")]
@@ -344,6 +370,34 @@ def test_a_file_goes_up_and_comes_down(store: S3ObjectStore, tmp_path: Path, siz
     assert told[-1] == (size, size)
     assert told == sorted(told)
     assert (tmp_path / "dir" / "obj").read_bytes() == CONTENT[:size]
+
+
+@pytest.mark.parametrize("way", ["file", "stream", "download"])
+def test_parts_are_on_their_way_at_the_same_time(
+    store: S3ObjectStore, s3_proxy: S3Proxy, tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "up").write_bytes(CONTENT)
+    store.put_object("obj", CONTENT)
+    transfers: dict[str, Callable[[], object]] = {
+        "file": lambda: store.upload_object("obj", tmp_path / "up"),
+        "stream": lambda: store.put_object("obj", pieces(CONTENT)),
+        "download": lambda: store.download_object("obj", tmp_path / "down"),
+    }
+    s3_proxy.clear()
+    holds = [Hold(), Hold()]
+    for nth, hold in enumerate(holds, 1):
+        s3_proxy.inject(hold, operation="GetObject" if way == "download" else "UploadPart", nth=nth)
+    with ThreadPoolExecutor(1) as thread:
+        transfer = thread.submit(transfers[way])
+        try:
+            assert all(hold.reached.wait(PATIENCE) for hold in holds)
+        finally:
+            for hold in holds:
+                hold.release()
+        transfer.result()
+    assert s3_proxy.operations.count("UploadPart") in (0, 2, 3)  # none was repeated
+    assert read(store, "obj") == CONTENT
+    assert way != "download" or (tmp_path / "down").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])

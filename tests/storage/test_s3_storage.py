@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -239,6 +240,10 @@ async def test_type_encoding_and_tags_become_the_objects(
     assert (there["ContentType"], there["ContentEncoding"]) == ("text/html", "x-test")
     tags = moto.get_object_tagging(Bucket=bucket_name, Key=pointer["key"])["TagSet"]
     assert tags == [{"Key": "k y", "Value": "v =/+"}]
+
+
+def test_the_threshold_is_what_s3_copies_in_one_go() -> None:
+    assert inspect.signature(S3Storage).parameters["copy_threshold"].default == 5 << 30
 
 
 async def test_an_object_beyond_the_threshold_is_copied_in_parts(
