@@ -535,11 +535,3 @@ def test_wrong_usage_of_get(cluster: FakeCluster, arguments: list[str], message:
     assert done.returncode == 2
     assert message in done.stderr
     assert cluster.seen == []
-
-
-@pytest.mark.parametrize(
-    "name", ["init", "list", "show", "logs", "errors", "stop", "start", "rm", "transform", "job", "get"]
-)
-def test_help_has_an_example(name: str) -> None:
-    shown = CliRunner().invoke(app, ["ais", name, "--help"])
-    assert f"Example: etl-server ais {name}" in re.sub(r"\s+", " ", shown.output)

@@ -115,9 +115,3 @@ def test_it_keeps_serving_and_its_curl_lines_work(upper: Path, data: Path, tmp_p
     finally:
         process.kill()
         process.wait()
-
-
-def test_help_has_an_example() -> None:
-    for name in ("dev", "serve"):
-        done = subprocess.run([sys.executable, "-m", "etl_server", name, "--help"], capture_output=True, text=True)
-        assert f"Example: etl-server {name} examples/" in re.sub(r"\s+", " ", done.stdout)
