@@ -2,7 +2,8 @@
 
 `python -m etl_server.bootstrap` serves the class in `ETL_CLASS_PAYLOAD` or `ETL_CLASS_PAYLOAD_FILE`;
 `python -m etl_server.bootstrap FILE_OR_MODULE[:Class]` serves one that is there already. Whatever keeps it from serving
-is said in the last line on stderr. Exit codes: 0 it was told to stop; 2 what it was given is wrong; 3 the start failed.
+is said in the last line on stderr. Exit codes: 0 it was told to stop, and finished what it had; 1 it had to cut some;
+2 what it was given is wrong; 3 the start failed, or its workers died again and again.
 """
 
 from __future__ import annotations

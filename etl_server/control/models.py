@@ -23,7 +23,9 @@ class ETLInfo:
     objects: int
     """How many objects it has transformed as they were read."""
     bytes_in: int
+    """Of these objects as they were read."""
     bytes_out: int
+    """Of what was made of them."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> ETLInfo:
@@ -42,8 +44,11 @@ class ObjectError:
     """An object that could not be transformed."""
 
     object: str
+    """Its name."""
     status: int
+    """The HTTP status that the ETL, or the target, gave it; 0: none is known."""
     message: str
+    """Why, in their words."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> ObjectError:
@@ -56,15 +61,20 @@ class ETLDetails:
 
     name: str
     communication: str
+    """`hpush`, `hpull` or `ws`."""
     image: str
     """Empty, for an ETL that was started with a pod of its own."""
     command: tuple[str, ...]
     variables: tuple[str, ...]
     """The names of the container's environment variables. Their values may be secrets."""
     init_timeout: str
+    """How long it may take to run, as `5m`."""
     object_timeout: str
+    """How long a target waits for one object, as `45s`."""
     direct_put: bool
+    """Whether it may deliver to the destination itself."""
     errors: tuple[ObjectError, ...]
+    """The objects that failed: those that were read, or those of the job that was asked for."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> ETLDetails:
@@ -88,7 +98,9 @@ class NodeHealth:
     """The state of one target's pod."""
 
     target: str
+    """The id of the target."""
     status: str
+    """In the words of the cluster, as `Running`."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> NodeHealth:
@@ -100,6 +112,7 @@ class NodeMetrics:
     """What one target's pod uses."""
 
     target: str
+    """The id of the target."""
     cpu: float
     """Cores."""
     memory: int
@@ -115,6 +128,7 @@ class NodeLogs:
     """What one target's pod has written."""
 
     target: str
+    """The id of the target."""
     text: str
 
     @classmethod
@@ -137,8 +151,10 @@ class JobStatus:
     """Whether a job goes on, and how it ended."""
 
     finished: bool
+    """Whether it has ended, however that was."""
     aborted: bool
     error: str
+    """What ended it; empty: no error did."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> JobStatus:
@@ -150,6 +166,7 @@ class JobProgress:
     """How far a job is, on all targets together."""
 
     objects: int
+    """Objects that are done."""
     bytes: int
     """Of the objects that were read."""
 

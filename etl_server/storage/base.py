@@ -62,6 +62,7 @@ class ObjectStore(ABC):
         ObjectStoreTransientError: throttled, 5xx, reset, timed out, and again when it was tried again.
         ObjectStoreError: the store refused it for another reason.
         ValueError: the store can have no object of this name.
+        OSError: a file on this machine cannot be read or written: the disk is full, for one.
     """
 
     @abstractmethod

@@ -86,6 +86,10 @@ class S3ObjectStore(ObjectStore):
                 `retries={"total_max_attempts": 1}`, and takes redirects for errors unless given to `follow_redirects`.
             part_size: bytes of a part of a large object; S3 wants at least 5 MiB.
             policy: how often and how long requests are repeated.
+
+        Raises:
+            ValueError: a number is out of its bounds, or the name of the bucket cannot be one.
+            botocore.exceptions.BotoCoreError: the other arguments make no client.
         """
         if part_size < 1:
             raise ValueError(f"part_size={part_size}: expected at least 1 byte")
