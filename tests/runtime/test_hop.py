@@ -422,7 +422,7 @@ def odd(usual: bytes) -> Script:
 
 @pytest.mark.parametrize("way", ["delivery", "pull"])
 async def test_whatever_is_answered_it_is_told_as_without_a_hop(
-    serve: Serve, hops: Hops, backoffs: list[float], way: str
+    serve: Serve, hops: Hops, backoffs: list[float], caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
     async def told(live: Live, stage: Stage) -> list[tuple[object, ...]]:
         answers: list[tuple[object, ...]] = []
@@ -450,6 +450,7 @@ async def test_whatever_is_answered_it_is_told_as_without_a_hop(
         assert hops.begun == begun if access_log else hops.begun >= len(ODD)
     for with_hop, without in zip(*outcomes, strict=True):
         assert with_hop == without
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize("way", ["delivery", "pull"])

@@ -217,3 +217,15 @@ async def test_the_head_of_a_large_message_costs_no_memory(serve: Serve) -> None
         async with connected(live) as socket:  # by its answer, all that came before has been seen to
             await exchange(socket, of(b"x"), [], [(Opcode.BINARY, b"x")])
         assert memory_of(os.getpid(), "VmRSS") - before < len(sockets) * LARGEST // 4
+
+
+@pytest.mark.parametrize("transport", ["protocol"])
+async def test_nothing_is_taken_behind_a_handshake_that_fails(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async with Socket(serve(Echo).port) as socket:
+        await socket.send(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+            + frame(b"x" * LARGE)[:100]
+        )
+        assert (await socket.head())[0] == 400
+        await socket.closed()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
