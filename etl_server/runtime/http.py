@@ -361,6 +361,7 @@ class HttpExchange:
     """One request for an object, and its answer. See `Exchange`."""
 
     __slots__ = (
+        "_begun",
         "_continue",
         "_handler",
         "_http10",
@@ -385,6 +386,8 @@ class HttpExchange:
         self._protocol = protocol
         self._handler = handler
         self._task: Work | Hop | None = None
+        self._begun = False
+        """Whether what `_task` does can be cancelled at once."""
         self.method = method
         self.path = path
         self.query = query
@@ -429,6 +432,7 @@ class HttpExchange:
         protocol._running = self
         if isinstance(now, Hop):
             self._task = now
+            self._begun = True
             protocol.tasks.add(now)  # type: ignore[arg-type]  # it can be cancelled, which is all that is asked
         else:
             self._run(now)
@@ -458,14 +462,18 @@ class HttpExchange:
         if self.response_complete:
             return
         self.body.fail(ClientDisconnectedError(why))
-        # Not from here: a task that is cancelled before its first step does not even note that its object has ended.
-        self._protocol.loop.call_soon(self._cancel)
+        if self._begun:
+            self._cancel()
+        else:
+            # A task that is cancelled before its first step does not even note that its object has ended.
+            self._protocol.loop.call_soon(self._cancel)
 
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     async def _serve(self, rest: Handler | None) -> None:
+        self._begun = True
         protocol = self._protocol
         try:
             await protocol.worker.serve(self._handler, self, rest)
