@@ -62,20 +62,17 @@ def test_a_class_that_wants_two_calls_at_a_time_gets_no_more(bench: Bench) -> No
 def test_what_is_large_waits_for_memory_and_what_is_larger_than_all_of_it_goes_alone() -> None:
     budget = Budget(100)
     used: list[int] = []
-    seen: list[int] = []
+    seen: list[list[int]] = []
     lock = threading.Lock()
 
     def work(size: int) -> None:
         with budget.grant(size):
             with lock:
                 used.append(size)
-                seen.append(sum(used))
-                alone = used == [size]
+                seen.append(list(used))
             time.sleep(0.002)
             with lock:
                 used.remove(size)
-        if size > 100:
-            assert alone
 
     sizes = [30, 60, 500, 10, 100, 45] * 20
     threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
@@ -84,8 +81,9 @@ def test_what_is_large_waits_for_memory_and_what_is_larger_than_all_of_it_goes_a
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    assert max(size for size in seen if size != 500) <= 100
-    assert max(seen) == 500
+    assert len(seen) == len(sizes)
+    assert all(sum(together) <= 100 for together in seen if 500 not in together)
+    assert all(together == [500] for together in seen if 500 in together)
 
 
 def test_a_job_with_little_memory_goes_on_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
