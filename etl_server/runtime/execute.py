@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 INLINE_SECONDS = 0.0002
 """A transform that takes longer than this does not belong on the event loop."""
-INLINE_NANOSECONDS = int(INLINE_SECONDS * 1e9)
 INLINE_RUNS = 16
 """Runs in a row that have to be that fast before one is run there."""
 CANCEL_TIMEOUT = 1.0
@@ -211,10 +210,7 @@ class Executor:
         finally:
             elapsed = perf_counter_ns() - started
             pace = self._paces.get(etl_args) or self.pace(etl_args)
-            if elapsed <= INLINE_NANOSECONDS:
-                pace.fast_runs[len(data).bit_length()] += 1  # what `record` does, without the call
-            else:
-                pace.record(len(data), elapsed * 1e-9)
+            pace.record(len(data), elapsed * 1e-9)
             if type(result) is bytes or not inspect.isawaitable(result):
                 times.add(elapsed)
 
@@ -239,25 +235,25 @@ class Pace:
     """What is known of a transform's speed, by the size of its input (powers of two)."""
 
     def __init__(self) -> None:
-        self.fast_runs = [0] * 65
+        self._fast_runs = [0] * 65
         self._needed = [INLINE_RUNS] * 65
 
     def is_fast(self, size: int) -> bool:
         """Whether an input of `size` bytes has been taking microseconds."""
         kind = size.bit_length()
-        return self.fast_runs[kind] >= self._needed[kind]
+        return self._fast_runs[kind] >= self._needed[kind]
 
     def record(self, size: int, seconds: float) -> None:
         """Learn from a run. One that was slow ends the trust at once; each time, it takes longer to win back."""
         kind = size.bit_length()
         if seconds <= INLINE_SECONDS:
-            self.fast_runs[kind] += 1
+            self._fast_runs[kind] += 1
             return
-        if self.fast_runs[kind] >= self._needed[kind]:
+        if self._fast_runs[kind] >= self._needed[kind]:
             # A rare slow run may be the machine's fault and not the transform's.
-            rare = self.fast_runs[kind] > 1000 * INLINE_RUNS
+            rare = self._fast_runs[kind] > 1000 * INLINE_RUNS
             self._needed[kind] = INLINE_RUNS if rare else min(self._needed[kind] * 4, 10_000)
-        self.fast_runs[kind] = 0
+        self._fast_runs[kind] = 0
 
 
 class _Begun:
