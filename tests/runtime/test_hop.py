@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
-from typing import Any
 
 import pytest
 
@@ -16,30 +14,11 @@ from tests.helpers import eventually
 from tests.raw_client import RawAnswer, RawClient
 from tests.stages import STORED, Script, Stage, StageConnection, answering, refusing, response, saying, stalling
 
+from .test_at_once import Inline
 from .test_direct_put import FAULTS
 
 OBJECT = response(200, b"object", {"Content-Type": "x/y"})
 BROKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
-
-
-class Inline(ETLServer):
-    """Does what the object says."""
-
-    execution = "inline"
-
-    def transform(self, data: bytes, path: str, etl_args: str) -> Any:
-        if data == b"raise":
-            raise ValueError(f"cannot do {path}")
-        if data == b"later":
-            return self.later()
-        return data.upper()
-
-    def later(self) -> Awaitable[bytes]:
-        async def finish() -> bytes:
-            await asyncio.sleep(0.01)
-            return b"finished"
-
-        return finish()
 
 
 class Hops:
@@ -84,6 +63,13 @@ async def deliver(client: RawClient, url: str, body: bytes = b"content") -> RawA
     """PUT an object that has to go on to `url`."""
     await client.put("/src/a", body, f"ais-node-url: {url}\r\n")
     return await client.answer()
+
+
+async def begin_delivery(client: RawClient, stage: Stage) -> None:
+    """Deliver one object, so that its connection is kept, and send another one, until `stage` has that."""
+    await deliver(client, stage.url)
+    await client.put("/src/a", b"content", f"ais-node-url: {stage.url}\r\n")
+    await stage.until(lambda: len(stage.requests) == 2)
 
 
 async def pull(client: RawClient) -> RawAnswer:
@@ -497,10 +483,9 @@ async def test_a_client_that_goes_away_takes_its_hop_along(serve: Serve, hops: H
             if way == "pull":
                 await pull(client)
                 await client.get("/a%2Fb")
+                await stage.until(lambda: len(stage.requests) == 2)
             else:
-                await deliver(client, stage.url)
-                await client.put("/src/a", b"content", f"ais-node-url: {stage.url}\r\n")
-            await stage.until(lambda: len(stage.requests) == 2)
+                await begin_delivery(client, stage)
             client.reset()
             await stage.left()
         await idle(live)
@@ -515,9 +500,7 @@ async def test_a_server_that_has_to_stop_cuts_its_hops(
     async with Stage(then(STORED, stalling)) as stage:
         live = serve(Inline)
         async with RawClient(live.port) as client:
-            await deliver(client, stage.url)
-            await client.put("/src/a", b"content", f"ais-node-url: {stage.url}\r\n")
-            await stage.until(lambda: len(stage.requests) == 2)
+            await begin_delivery(client, stage)
             live.leave()
             answer = await client.answer()
             assert (answer.status, answer.whole) == (0, False)
@@ -538,9 +521,7 @@ async def test_a_server_that_stops_finishes_its_hops(serve: Serve, hops: Hops) -
     async with Stage(then(STORED, late)) as stage:
         live = serve(Inline)
         async with RawClient(live.port) as client:
-            await deliver(client, stage.url)
-            await client.put("/src/a", b"content", f"ais-node-url: {stage.url}\r\n")
-            await stage.until(lambda: len(stage.requests) == 2)
+            await begin_delivery(client, stage)
             live.leave()
             await asyncio.sleep(0.1)
             ready.set()
