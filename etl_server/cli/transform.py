@@ -161,7 +161,8 @@ def _tell(
     """The last words. `note`: what there is to say of the command that is to be run next."""
     from rich.filesize import decimal
 
-    from ..jobs.progress import emit, printable
+    from ..jobs.progress import emit
+    from ..wire.names import printable
 
     if as_json:
         emit(

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ..wire.names import printable
 from .engines import Busy
 from .ledger import Task
 from .run import Observer, Summary
@@ -153,11 +154,6 @@ class JSONEvents(Display):
 
     def failed(self, name: str, error: str) -> None:
         emit("failed", source=name, error=error)
-
-
-def printable(name: str) -> str:
-    """A name that any terminal and log takes, with escapes for bytes that are not UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def emit(event: str, **fields: Any) -> None:

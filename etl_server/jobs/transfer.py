@@ -22,6 +22,7 @@ from ..runtime.flow import AsyncReader, Batch, BatchStream, buffered
 from ..runtime.threads import WorkerThreads
 from ..server import ETLServer
 from ..storage import ObjectInfo, ObjectStore, Owner, Unsettled, open_store
+from ..wire.names import printable
 from .claims import claim
 from .copies import Copies
 from .ledger import Outcome, Task
@@ -267,7 +268,7 @@ class Transfer:
         if own:
             text += f" ({own[-1].filename.rpartition('/')[2]}:{own[-1].lineno})"
         text = " ".join(self._settings.redact(text).split()) or type(error).__name__
-        return text.encode(errors="backslashreplace").decode()[:LONGEST_ERROR]
+        return printable(text)[:LONGEST_ERROR]
 
 
 def is_store_failure(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from ..config import Settings
+from ..wire.names import printable
 
 _ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 INDENT = "\n    "
@@ -92,7 +93,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event)
 
     def _told(self, text: str) -> str:
-        return self._settings.redact(text).encode(errors="backslashreplace").decode()
+        return printable(self._settings.redact(text))
 
 
 def _formattable(record: logging.LogRecord) -> logging.LogRecord:

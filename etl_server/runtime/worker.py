@@ -39,6 +39,7 @@ from ..wire.names import (
     decode_path,
     decode_query,
     encode_uname,
+    printable,
 )
 from ..wire.pipeline import InvalidPipelineError, check_etl_pipeline, check_url, has_path
 from .admission import Admission, Lease
@@ -640,7 +641,7 @@ class Worker:
 
     def printable(self, text: str) -> str:
         """`text` without any secret, and without the surrogates of names that are no UTF-8."""
-        return self.settings.redact(text).encode(errors="backslashreplace").decode()
+        return printable(self.settings.redact(text))
 
 
 def _way_and_name(exchange: Exchange) -> tuple[str, str]:

@@ -53,6 +53,11 @@ def decode_fqn(value: str) -> str:
     return unquote(value, errors="surrogateescape")
 
 
+def printable(name: str) -> str:
+    """A name, or a text with names in it, as any terminal and log takes it: bytes that are not UTF-8 become escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def check_etl_name(name: str) -> None:
     """Check that AIStore takes `name` for an ETL.
 
